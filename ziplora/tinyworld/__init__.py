@@ -1,0 +1,1 @@
+"""The bundled tiny world: an SDXL-class model family trained from scratch on pictures drawn here."""

@@ -1,0 +1,198 @@
+"""The tiny world's encoders: a CLIP model, a subject encoder that ignores style, a style encoder that ignores subjects.
+
+They are the classes and folders that the real ones have (`CLIPModel` with processor and tokenizer, `Dinov2Model`,
+`CLIPVisionModelWithProjection`), so that a scorer loads them by path as it loads the real ones by id.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    BitImageProcessorPil,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from .autoencoder import to_pm1
+from .dataset import Pictures, render_all, sample_scenes
+from .figures import OBJECTS, STRANGERS, SUBJECTS
+from .judge import spoil
+from .text import CONTEXT_LENGTH, token_ids
+from .training import Schedule, Trained, fit
+from .world import SIZE, STYLES, caption
+
+_MEAN, _DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+_WIDTH = 128
+_PATCH = 8
+
+
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An untrained CLIP model for 64 × 64 pictures and the tokenizer's words."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=_vision(4).to_dict(), projection_dim=96))
+
+
+def _vision(layers: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=_WIDTH,
+        intermediate_size=3 * _WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=_PATCH,
+        projection_dim=96,
+    )
+
+
+def build_subject_encoder() -> Dinov2Model:
+    """An untrained DINOv2 model; its class token is the picture's embedding."""
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            mlp_ratio=3,
+            image_size=SIZE,
+            patch_size=_PATCH,
+        )
+    )
+
+
+def build_style_encoder() -> CLIPVisionModelWithProjection:
+    """An untrained CLIP image tower, the class of the CSD style encoder."""
+    return CLIPVisionModelWithProjection(_vision(3))
+
+
+def contrast_groups(
+    embeddings: Float[Tensor, "count width"], groups: Int[Tensor, " count"], temperature: float = 0.1
+) -> Float[Tensor, ""]:
+    """Supervised contrastive loss (arXiv 2004.11362): pictures of one group together, all others apart."""
+    unit = F.normalize(embeddings, dim=-1)
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    log_share = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=-1)
+    together = (groups[:, None] == groups[None, :]) & ~itself
+    return -(log_share.masked_fill(~together, 0).sum(1) / together.sum(1).clamp(min=1)).mean()
+
+
+def train_clip(
+    tokenizer: CLIPTokenizer, work: Path, steps: int, count: int, seed: int, device: torch.device
+) -> tuple[CLIPModel, Trained]:
+    """CLIP over captions of everything: like the real one it knows subjects and styles that the base does not."""
+    scenes = sample_scenes(count, seed + 40, held_out=False, figures=(*OBJECTS, *SUBJECTS), styles=tuple(STYLES))
+    pictures = render_all(scenes, work)
+    ids = token_ids(tokenizer, [caption(scene) for scene in scenes]).to(device)
+    torch.manual_seed(seed + 40)
+    clip = build_clip(tokenizer).to(device)
+    batch = 128
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(count, (batch,), generator=generator)
+        pixels = spoil(to_pm1(pictures[rows.numpy()], device), generator)
+        output = clip(input_ids=ids[rows.to(device)], pixel_values=pixels)
+        # Two pictures of one caption are both right answers, so they must not repel each other.
+        same = (ids[rows][:, None] == ids[rows][None, :]).all(-1).to(device)
+        target = same.float() / same.sum(1, keepdim=True)
+        logits = output.logits_per_text
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+    schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(100, steps), flat_share=0.3)
+    return clip, fit("clip", clip, loss_of_step, schedule, work, seed, device)
+
+
+def _train_contrast(
+    name: str,
+    encoder: nn.Module,
+    embed: Callable[[Tensor], Tensor],
+    pictures: Pictures,
+    groups: Sequence[str],
+    steps: int,
+    work: Path,
+    seed: int,
+    device: torch.device,
+) -> Trained:
+    names = sorted(set(groups))
+    numbers = torch.tensor([names.index(group) for group in groups])
+    members = [(numbers == number).nonzero().flatten() for number in range(len(names))]
+    encoder.to(device)
+    groups_a_batch, pictures_a_group = min(32, len(names)), 4
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.randperm(len(names), generator=generator)[:groups_a_batch].tolist()
+        rows = torch.cat(
+            [members[c][torch.randint(len(members[c]), (pictures_a_group,), generator=generator)] for c in chosen]
+        )
+        pixels = spoil(to_pm1(pictures[rows.numpy()], device), generator)
+        return contrast_groups(embed(pixels), numbers[rows].to(device))
+
+    schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(100, steps), flat_share=0.3)
+    return fit(name, encoder, loss_of_step, schedule, work, seed, device)
+
+
+def train_subject_encoder(
+    work: Path, steps: int, count: int, seed: int, device: torch.device
+) -> tuple[Dinov2Model, Trained]:
+    """What is drawn, whatever the style: pictures of one figure together. It never sees the eight subjects."""
+    scenes = sample_scenes(count, seed + 50, held_out=False, figures=(*OBJECTS, *STRANGERS), styles=tuple(STYLES))
+    torch.manual_seed(seed + 50)
+    encoder = build_subject_encoder()
+    pictures = render_all(scenes, work)
+    groups = [scene.figure for scene in scenes]
+    trained = _train_contrast(
+        "subject", encoder, lambda pixels: encoder(pixels).pooler_output, pictures, groups, steps, work, seed, device
+    )
+    return encoder, trained
+
+
+def train_style_encoder(
+    work: Path, steps: int, count: int, seed: int, device: torch.device
+) -> tuple[CLIPVisionModelWithProjection, Trained]:
+    """How it is drawn, whatever is drawn: pictures of one style together."""
+    scenes = sample_scenes(count, seed + 60, held_out=False, figures=(*OBJECTS, *STRANGERS), styles=tuple(STYLES))
+    torch.manual_seed(seed + 60)
+    encoder = build_style_encoder()
+    pictures = render_all(scenes, work)
+    groups = [scene.style for scene in scenes]
+    trained = _train_contrast(
+        "style", encoder, lambda pixels: encoder(pixels).image_embeds, pictures, groups, steps, work, seed, device
+    )
+    return encoder, trained
+
+
+def save_encoders(
+    folder: Path,
+    clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    subject_encoder: Dinov2Model,
+    style_encoder: CLIPVisionModelWithProjection,
+) -> None:
+    """Write the encoders as fp16 folders `clip`, `subject`, `style`, each with its image processor."""
+    sides = {"height": SIZE, "width": SIZE}
+    square = {"size": sides, "crop_size": sides, "image_mean": _MEAN, "image_std": _DEVIATION}
+    clip.half().save_pretrained(folder / "clip")
+    tokenizer.save_pretrained(folder / "clip")
+    CLIPImageProcessorPil(**square).save_pretrained(folder / "clip")
+    subject_encoder.half().save_pretrained(folder / "subject")
+    BitImageProcessorPil(**square).save_pretrained(folder / "subject")
+    style_encoder.half().save_pretrained(folder / "style")
+    CLIPImageProcessorPil(**square).save_pretrained(folder / "style")

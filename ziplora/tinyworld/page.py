@@ -1,0 +1,133 @@
+"""The measured figures of the tiny world as a page of tables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .figures import SUBJECTS
+from .world import NEW_STYLES
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def page(measured: dict[str, Any]) -> str:
+    """The measured figures as a Markdown page of tables."""
+    questions = ("figure", "colour", "background", "style")
+    direct = measured["direct"]
+    subjects, styles = list(SUBJECTS), list(NEW_STYLES)
+    mean = {key: np.mean([row[key] for row in direct.values()]) for key in ("subject", "style", "both")}
+    count = next(iter(direct.values()))["pictures"]
+    adapters = measured["adapters"]
+    return f"""# The tiny world, measured
+
+Written by `python -m ziplora.tinyworld.measure` (seed {
+        measured["seed"]
+    }); the figures are in `measured.json` beside the
+trained files.
+
+## The base model and the judge
+
+Share of pictures in which the judge names what the held-out caption says. The judge's own row is for clean rendered
+pictures of everything, new subjects and styles included: what it can tell at best.
+
+{
+        _table(
+            ["", "pictures", *questions],
+            [
+                [
+                    "base model",
+                    measured["base"]["captions"],
+                    *(_percent(measured["base"]["right"][q]) for q in questions),
+                ],
+                ["judge", measured["judge"]["pictures"], *(_percent(measured["judge"]["right"][q]) for q in questions)],
+            ],
+        )
+    }
+
+![48 held-out captions](base.png)
+
+## The encoders
+
+CLIP finds the caption of a held-out rendered picture among {measured["clip"]["captions"]} in
+{_percent(measured["clip"]["found"])} of {
+        measured["clip"]["pictures"]
+    } pictures. Triples compare a picture with the same
+figure in another style and with another figure in the same style, each on a background of its own:
+
+{
+        _table(
+            ["", "triples", "same figure nearer", "same style nearer"],
+            [
+                [name, row["triples"], _percent(row["same_figure_nearer"]), _percent(1 - row["same_figure_nearer"])]
+                for name, row in measured["triples"].items()
+            ],
+        )
+    }
+
+## The adapters alone
+
+Share of pictures in which the judge names the subject, on backgrounds that the adapter was not trained on, or the
+style, on objects that it was not trained on; and the same prompts and seeds without the adapter.
+
+{
+        _table(
+            ["adapter", "role", "file", "rank", "pictures", "base alone", "adapter alone"],
+            [
+                [
+                    name,
+                    row["role"],
+                    row["dialect"],
+                    row["rank"],
+                    row["pictures"],
+                    _percent(row["base_alone"]),
+                    _percent(row["adapter_alone"]),
+                ]
+                for name, row in adapters.items()
+            ],
+        )
+    }
+
+![Six pictures of each adapter](adapters.png)
+
+## The direct merge of all pairs
+
+The sum of both LoRAs, as stock diffusers adds them: share of {count} pictures from the joint prompt in which the judge
+names **both** subject and style. Over all pairs the subject is named in {_percent(mean["subject"])}, the style in
+{_percent(mean["style"])}, both in {_percent(mean["both"])}.
+
+{
+        _table(
+            ["both", *styles],
+            [[name, *(_percent(direct[f"{name} {style}"]["both"]) for style in styles)] for name in subjects],
+        )
+    }
+
+Subject and style by themselves, "subject / style":
+
+{
+        _table(
+            ["", *styles],
+            [
+                [
+                    name,
+                    *(
+                        f"{_percent(direct[f'{name} {style}']['subject'])} / "
+                        f"{_percent(direct[f'{name} {style}']['style'])}"
+                        for style in styles
+                    ),
+                ]
+                for name in subjects
+            ],
+        )
+    }
+
+![One picture of each pair](direct.png)
+"""
