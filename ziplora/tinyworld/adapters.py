@@ -45,7 +45,7 @@ class AdapterPlan:
     licence: str
     dialect: Dialect
     rank: int
-    alpha: float
+    alpha: int
     feed_forward: bool = False
     text_encoder: bool = False
 
@@ -103,12 +103,13 @@ def _lora(plan: AdapterPlan, targets: Sequence[str]) -> LoraConfig:
 
 def _layers(model: nn.Module, alpha: float) -> dict[str, TrainedLayer]:
     """The LoRA matrices that peft has put into a model, by module."""
+
+    def matrix(module: LoraLayer, side: str) -> Tensor:
+        weight: Tensor = getattr(module, side)["default"].weight
+        return weight.detach().cpu().clone()
+
     return {
-        name: TrainedLayer(
-            module.lora_A["default"].weight.detach().cpu().clone(),
-            module.lora_B["default"].weight.detach().cpu().clone(),
-            alpha,
-        )
+        name: TrainedLayer(matrix(module, "lora_A"), matrix(module, "lora_B"), alpha)
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }

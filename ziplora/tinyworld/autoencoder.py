@@ -61,14 +61,13 @@ def _blocks_of_four(maps: Float[Tensor, "count channels height width"]) -> Float
 def _set_block_projection(
     conv: nn.Conv2d, matrix: Float[Tensor, "out four*channels"], shift: Float[Tensor, " out"]
 ) -> None:
-    """Make a stride-2 convolution compute `matrix` of every 2 × 2 block, plus `shift`."""
+    """Make a stride-2 convolution of zeros compute `matrix` of every 2 × 2 block, plus `shift`."""
     channels = matrix.shape[1] // 4
-    conv.weight.zero_()
-    conv.bias.zero_()
     for corner, (dy, dx) in enumerate(product((0, 1), repeat=2)):
         part = matrix[:, corner * channels : (corner + 1) * channels]
         conv.weight[: len(matrix), :channels, dy, dx] = part
-    conv.bias[: len(shift)] = shift
+    if conv.bias is not None:
+        conv.bias[: len(shift)] = shift
 
 
 def _principal(values: Float[Tensor, "rows width"], count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,11 +105,11 @@ def set_principal_encoder(autoencoder: AutoencoderKL, pictures: Pictures) -> Non
     half = _blocks_of_four(to_pm1(pictures, autoencoder.device))
     _set_block_projection(levels[0].downsamplers[0].conv, torch.eye(12), torch.zeros(12))
     count, side = len(pictures), pictures.shape[1] // 2
-    maps = half.unflatten(0, (count, side, side)).permute(0, 3, 1, 2)
+    maps = half.view(count, side, side, -1).permute(0, 3, 1, 2)
     quarter = _blocks_of_four(maps)
     matrix, mean, _ = _principal(quarter, CHANNELS)
     _set_block_projection(levels[1].downsamplers[0].conv, matrix, -matrix @ mean)
-    maps = ((quarter - mean) @ matrix.T).unflatten(0, (count, side // 2, side // 2)).permute(0, 3, 1, 2)
+    maps = ((quarter - mean) @ matrix.T).view(count, side // 2, side // 2, -1).permute(0, 3, 1, 2)
     matrix, mean, deviation = _principal(_blocks_of_four(maps), CHANNELS)
     matrix = matrix / (deviation.sqrt() * deviation.mean().sqrt())[:, None]
     _set_block_projection(levels[2].downsamplers[0].conv, matrix, -matrix @ mean)

@@ -1,6 +1,7 @@
 """The tiny world's base model: an SDXL pipeline in miniature, trained from scratch to follow its captions."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from .world import SIZE, caption
 _TIME_EMBEDDING = 8
 _SNR_CAP = 5.0
 """Loss weight min(SNR, cap) / SNR (min-SNR weighting, arXiv 2303.09556)."""
-_BATCH = 128
+_BATCH = 64
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -55,6 +56,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
+@cache
 def training_noise() -> DDPMScheduler:
     """The same noise levels, for adding noise at integer timesteps."""
     noise: DDPMScheduler = DDPMScheduler.from_config(build_scheduler().config)
@@ -64,7 +66,8 @@ def training_noise() -> DDPMScheduler:
 def loss_weights(noise: DDPMScheduler) -> Float[Tensor, " timesteps"]:
     """Min-SNR weight of the noise-prediction loss at each timestep."""
     snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
-    return snr.clamp(max=_SNR_CAP) / snr
+    weights: Tensor = snr.clamp(max=_SNR_CAP) / snr
+    return weights
 
 
 def time_ids(count: int, device: torch.device) -> Float[Tensor, "count 6"]:
@@ -99,7 +102,7 @@ def denoising_loss(
         added = {"text_embeds": pooled.masked_fill(empty[:, None], 0), "time_ids": time_ids(count, device)}
         told = hidden.masked_fill(empty[:, None, None], 0)
         predicted = pipeline.unet(noisy, timesteps, told, added_cond_kwargs=added).sample
-    error = (predicted.float() - epsilon).square().mean(dim=(1, 2, 3))
+    error: Tensor = (predicted.float() - epsilon).square().mean(dim=(1, 2, 3))
     return (weights * error).mean()
 
 

@@ -32,6 +32,7 @@ def load_base(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:
     """The base model's stock pipeline in single precision."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
     loaded: StableDiffusionXLPipeline = pipeline.to(device)
+    loaded.vae.to(memory_format=torch.channels_last)  # several times faster on a CPU
     return loaded
 
 

@@ -6,6 +6,7 @@ They are the classes and folders that the real ones have (`CLIPModel` with proce
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -103,7 +104,8 @@ def train_clip(
     pictures = render_all(scenes, work)
     ids = token_ids(tokenizer, [caption(scene) for scene in scenes]).to(device)
     torch.manual_seed(seed + 40)
-    clip = build_clip(tokenizer).to(device)
+    clip = build_clip(tokenizer)
+    nn.Module.to(clip, device)
     batch = 128
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
@@ -188,11 +190,13 @@ def save_encoders(
 ) -> None:
     """Write the encoders as fp16 folders `clip`, `subject`, `style`, each with its image processor."""
     sides = {"height": SIZE, "width": SIZE}
-    square = {"size": sides, "crop_size": sides, "image_mean": _MEAN, "image_std": _DEVIATION}
-    clip.half().save_pretrained(folder / "clip")
+    square: dict[str, Any] = {"size": sides, "crop_size": sides, "image_mean": _MEAN, "image_std": _DEVIATION}
+    for model in (clip, subject_encoder, style_encoder):
+        nn.Module.to(model, torch.float16)
+    clip.save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")
     CLIPImageProcessorPil(**square).save_pretrained(folder / "clip")
-    subject_encoder.half().save_pretrained(folder / "subject")
+    subject_encoder.save_pretrained(folder / "subject")
     BitImageProcessorPil(**square).save_pretrained(folder / "subject")
-    style_encoder.half().save_pretrained(folder / "style")
+    style_encoder.save_pretrained(folder / "style")
     CLIPImageProcessorPil(**square).save_pretrained(folder / "style")

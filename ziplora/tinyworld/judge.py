@@ -109,7 +109,7 @@ def _through(autoencoder: AutoencoderKL, pictures: Pictures, seed: int) -> Pictu
     """Pictures decoded from latents with a little noise on them, as a diffusion model leaves it."""
     generator = torch.Generator().manual_seed(seed)
     decoded = []
-    for latents in encode(autoencoder, pictures).split(128):
+    for latents in torch.split(encode(autoencoder, pictures), 128):
         strength = 0.4 * torch.rand((len(latents), 1, 1, 1), generator=generator)
         noisy = latents + strength * torch.randn(latents.shape, generator=generator)
         image_pm1 = autoencoder.decode(noisy.to(autoencoder.device)).sample
@@ -121,13 +121,13 @@ def _through(autoencoder: AutoencoderKL, pictures: Pictures, seed: int) -> Pictu
 def train_judge(
     autoencoder: AutoencoderKL, work: Path, steps: int, count: int, seed: int, device: torch.device
 ) -> tuple[Judge, Trained]:
-    """A judge of everything that can be drawn; half of its pictures have been through the autoencoder."""
+    """A judge of everything that can be drawn; a quarter of its pictures have been through the autoencoder."""
     scenes = sample_scenes(count, seed + 30, held_out=False, figures=FIGURES, styles=tuple(STYLES))
     pictures = render_all(scenes, work).copy()
-    pictures[: count // 2] = _through(autoencoder, pictures[: count // 2], seed)
+    pictures[: count // 4] = _through(autoencoder, pictures[: count // 4], seed)
     labels = {question: numbers.to(device) for question, numbers in labels_of(scenes).items()}
     torch.manual_seed(seed + 30)
-    judge = Judge().to(device, memory_format=torch.channels_last)
+    judge = Judge().to(device)
     batch = 64
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:

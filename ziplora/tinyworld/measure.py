@@ -128,8 +128,8 @@ def measure_triples(embed: Embed, figures: Sequence[str], styles: Sequence[str],
                 Scene(drawn, same_colour, chance.background, drawn_style, chance.x, chance.y, chance.size, chance.angle)
             )
     pixels = to_pm1(render_all(triples), _CPU)
-    embeddings = F.normalize(torch.cat([embed(part) for part in pixels.split(128)]), dim=-1)
-    anchor, same_figure, same_style = embeddings.unflatten(0, (count, 3)).unbind(1)
+    embeddings = F.normalize(torch.cat([embed(part) for part in torch.split(pixels, 128)]), dim=-1)
+    anchor, same_figure, same_style = embeddings.view(count, 3, -1).unbind(1)
     nearer_figure = (anchor * same_figure).sum(1) > (anchor * same_style).sum(1)
     return {"triples": count, "same_figure_nearer": _share(nearer_figure.tolist())}
 

@@ -14,7 +14,7 @@ from .world import STYLES
 
 IDENTIFIERS = ("sks", "zwx", "ohwx", "qrt", "bnk", "vlp")
 """Words without a meaning: the base model is trained to draw the same with and without them."""
-CONTEXT_LENGTH = 24
+CONTEXT_LENGTH = 16
 WIDTHS = (64, 96)
 """Hidden sizes of text encoders 1 and 2; the UNet sees both side by side."""
 
@@ -70,7 +70,7 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
     encoders = CLIPTextModel(config(WIDTHS[0], 2)), CLIPTextModelWithProjection(config(WIDTHS[1], 3))
     for encoder in encoders:
         # As large as trained ones, so that an adapter can tell apart the words that the base never learns.
-        nn.init.normal_(encoder.get_input_embeddings().weight, std=_EMBEDDING_DEVIATION)
+        nn.init.normal_(encoder.get_input_embeddings().get_parameter("weight"), std=_EMBEDDING_DEVIATION)
     return encoders
 
 

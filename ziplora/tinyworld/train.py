@@ -33,6 +33,7 @@ class Size:
     base_pictures: int
     autoencoder_pictures: int
     encoder_pictures: int
+    judge_pictures: int
     autoencoder_steps: int
     base_steps: int
     clip_steps: int
@@ -40,36 +41,39 @@ class Size:
     style_steps: int
     judge_steps: int
     adapter_steps: int
-    adapters: int
 
 
 FULL = Size(
     base_pictures=40_000,
     autoencoder_pictures=12_000,
     encoder_pictures=12_000,
+    judge_pictures=24_000,
     autoencoder_steps=5_000,
-    base_steps=5_000,
+    base_steps=5_200,
     clip_steps=900,
     subject_steps=900,
     style_steps=450,
-    judge_steps=1_200,
+    judge_steps=2_400,
     adapter_steps=300,
-    adapters=len(PLANS),
 )
 SMOKE = Size(
     base_pictures=256,
     autoencoder_pictures=256,
     encoder_pictures=512,
+    judge_pictures=256,
     autoencoder_steps=20,
     base_steps=10,
     clip_steps=5,
     subject_steps=5,
     style_steps=5,
     judge_steps=20,
-    adapter_steps=10,
-    adapters=2,
+    adapter_steps=2,
 )
 """Tens of steps: shows that every part runs, and learns nothing."""
+
+
+_SPOILT = "house"
+"""The adapter that the faults are made from: the smallest file."""
 
 
 def _train_base(out: Path, work: Path, size: Size, seed: int, device: torch.device) -> list[Trained]:
@@ -86,7 +90,7 @@ def _train_encoders(out: Path, work: Path, size: Size, seed: int, device: torch.
     clip, clip_trained = train_clip(tokenizer, work, size.clip_steps, size.encoder_pictures, seed, device)
     save_encoders(out / "encoders", clip, tokenizer, subject, style)
     autoencoder = load_base(out / "base", device).vae
-    judge, judge_trained = train_judge(autoencoder, work, size.judge_steps, size.encoder_pictures, seed, device)
+    judge, judge_trained = train_judge(autoencoder, work, size.judge_steps, size.judge_pictures, seed, device)
     save_judge(out / "judge", judge)
     return [style_trained, subject_trained, clip_trained, judge_trained]
 
@@ -94,11 +98,11 @@ def _train_encoders(out: Path, work: Path, size: Size, seed: int, device: torch.
 def _train_adapters(out: Path, work: Path, size: Size, seed: int, device: torch.device) -> list[Trained]:
     pipeline = load_base(out / "base", device)
     trained = []
-    for plan in PLANS[: size.adapters]:
+    for plan in PLANS:
         adapter = train_adapter(pipeline, plan, work, size.adapter_steps, seed, device)
         write_repository(out / "adapters", adapter.facts, adapter.unet, adapter.text_encoder, adapter.samples)
         trained.append(adapter.trained)
-        if len(trained) == min(size.adapters, 3):  # house, the smallest
+        if plan.name == _SPOILT:
             codes = write_faults(out / "faults", adapter.facts, adapter.unet)
             (out / "faults" / "codes.json").write_text(json.dumps(codes, indent=1) + "\n")
     return trained
@@ -108,7 +112,7 @@ def _write_manifest(out: Path, trained: Sequence[Trained], seed: int) -> None:
     """Hashes of all files, and what each training took; trainings of earlier runs are kept."""
     path = out / "manifest.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"trained": {}}
-    files = sorted(file for file in out.rglob("*") if file.is_file() and file != path)
+    files = sorted(file for file in out.rglob("*") if file.is_file() and file.parent != out)
     manifest = {
         "seed": seed,
         "trained": before["trained"] | {one.name: asdict(one) for one in trained},

@@ -255,7 +255,7 @@ def test_the_same_adapter_is_the_same_bytes(dialect: Dialect, tmp_path: Path) ->
 
 def test_writing_again_leaves_nothing_of_the_earlier_repository(tmp_path: Path) -> None:
     layers = layers_of(build_unet(), ATTENTION)
-    write_repository(tmp_path, FACTS, layers, {}, {"a robot": Image.new("RGB", (8, 8))})
+    write_repository(tmp_path, FACTS, layers, {}, [("a robot", Image.new("RGB", (8, 8)))])
     repository = write_repository(tmp_path, replace(FACTS, dialect="kohya"), layers, {}, [])
     assert files_of(repository).keys() == {"README.md", "robot.safetensors"}
     assert list(tmp_path.iterdir()) == [repository]
