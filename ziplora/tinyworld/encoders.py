@@ -4,7 +4,7 @@ They are the classes and folders that the real ones have (`CLIPModel` with proce
 `CLIPVisionModelWithProjection`), so that a scorer loads them by path as it loads the real ones by id.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from .autoencoder import to_pm1
-from .dataset import Pictures, render_all, sample_scenes
+from .dataset import render_all, sample_scenes
 from .figures import OBJECTS, STRANGERS, SUBJECTS
 from .judge import spoil
 from .text import CONTEXT_LENGTH, token_ids
 from .training import Schedule, Trained, fit
-from .world import SIZE, STYLES, caption
+from .world import SIZE, STYLES, Scene, caption
 
 _MEAN, _DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _WIDTH = 128
@@ -126,13 +126,17 @@ def _train_contrast(
     name: str,
     encoder: nn.Module,
     embed: Callable[[Tensor], Tensor],
-    pictures: Pictures,
-    groups: Sequence[str],
-    steps: int,
+    group_of: Callable[[Scene], str],
     work: Path,
+    steps: int,
+    count: int,
     seed: int,
     device: torch.device,
 ) -> Trained:
+    """Train an encoder to put the pictures of one group together; none of them shows one of the eight subjects."""
+    scenes = sample_scenes(count, seed, held_out=False, figures=(*OBJECTS, *STRANGERS), styles=tuple(STYLES))
+    pictures = render_all(scenes, work)
+    groups = [group_of(scene) for scene in scenes]
     names = sorted(set(groups))
     numbers = torch.tensor([names.index(group) for group in groups])
     members = [(numbers == number).nonzero().flatten() for number in range(len(names))]
@@ -154,14 +158,19 @@ def _train_contrast(
 def train_subject_encoder(
     work: Path, steps: int, count: int, seed: int, device: torch.device
 ) -> tuple[Dinov2Model, Trained]:
-    """What is drawn, whatever the style: pictures of one figure together. It never sees the eight subjects."""
-    scenes = sample_scenes(count, seed + 50, held_out=False, figures=(*OBJECTS, *STRANGERS), styles=tuple(STYLES))
+    """What is drawn, whatever the style: pictures of one figure together."""
     torch.manual_seed(seed + 50)
     encoder = build_subject_encoder()
-    pictures = render_all(scenes, work)
-    groups = [scene.figure for scene in scenes]
     trained = _train_contrast(
-        "subject", encoder, lambda pixels: encoder(pixels).pooler_output, pictures, groups, steps, work, seed, device
+        "subject",
+        encoder,
+        lambda pixels: encoder(pixels).pooler_output,
+        lambda scene: scene.figure,
+        work,
+        steps,
+        count,
+        seed + 50,
+        device,
     )
     return encoder, trained
 
@@ -170,13 +179,18 @@ def train_style_encoder(
     work: Path, steps: int, count: int, seed: int, device: torch.device
 ) -> tuple[CLIPVisionModelWithProjection, Trained]:
     """How it is drawn, whatever is drawn: pictures of one style together."""
-    scenes = sample_scenes(count, seed + 60, held_out=False, figures=(*OBJECTS, *STRANGERS), styles=tuple(STYLES))
     torch.manual_seed(seed + 60)
     encoder = build_style_encoder()
-    pictures = render_all(scenes, work)
-    groups = [scene.style for scene in scenes]
     trained = _train_contrast(
-        "style", encoder, lambda pixels: encoder(pixels).image_embeds, pictures, groups, steps, work, seed, device
+        "style",
+        encoder,
+        lambda pixels: encoder(pixels).image_embeds,
+        lambda scene: scene.style,
+        work,
+        steps,
+        count,
+        seed + 60,
+        device,
     )
     return encoder, trained
 

@@ -1,11 +1,11 @@
 """The tiny world's words: two CLIP tokenizers over one small vocabulary, and the SDXL pair of text encoders."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -18,9 +18,27 @@ CONTEXT_LENGTH = 16
 WIDTHS = (64, 96)
 """Hidden sizes of text encoders 1 and 2; the UNet sees both side by side."""
 
+_WORD_END = "</w>"
 _EMBEDDING_DEVIATION = 0.2
 _GRAMMAR = ("a", "an", "on", "in", "with", "and", "background", "style", "picture", "of", "the")
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
+
+
+def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, commonest pair first and the alphabet deciding between equals, until each word is one piece.
+
+    The tokenizers library decides between equals by chance, so that no two runs give a token the same id.
+    """
+    spelt = [[*word[:-1], f"{word[-1]}{_WORD_END}"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in spelt for pair in pairwise(pieces)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for pieces in spelt:
+            for index in range(len(pieces) - 2, -1, -1):
+                if tuple(pieces[index : index + 2]) == best:
+                    pieces[index : index + 2] = ["".join(best)]
+    return merges
 
 
 def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
@@ -28,21 +46,15 @@ def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
     As in SDXL the first pads with the end token and the second with "!", whose id is 0.
     """
-    words = [*_GRAMMAR, *OBJECTS, *SUBJECTS, *COLOURS, *BACKGROUNDS, *STYLES, *IDENTIFIERS]
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=0, show_progress=False, end_of_word_suffix="</w>")
-    learner.train_from_iterator(words, trainer)
-    merges: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
+    merges = _learn_merges([*_GRAMMAR, *OBJECTS, *SUBJECTS, *COLOURS, *BACKGROUNDS, *STYLES, *IDENTIFIERS])
     symbols = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    tokens = [*symbols, *(f"{symbol}{_WORD_END}" for symbol in symbols), *(left + right for left, right in merges)]
     ids = {token: index for index, token in enumerate(dict.fromkeys([*tokens, _START, _END]))}
 
     def tokenizer(pad: str) -> CLIPTokenizer:
-        pairs = [(left, right) for left, right in merges]
         return CLIPTokenizer(
             vocab=ids,
-            merges=pairs,  # type: ignore[arg-type]  # pairs are what it reads, whatever its signature says
+            merges=merges,  # type: ignore[arg-type]  # pairs are what it reads, whatever its signature says
             pad_token=pad,
             model_max_length=CONTEXT_LENGTH,
         )

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+_RECENT = 100
+"""How many steps a reported loss is the mean of."""
 LossOfStep = Callable[[int, torch.Generator], Tensor]
 
 
@@ -50,7 +52,7 @@ class Trained:
     seconds: float
     """Time spent in steps, summed over resumed runs."""
     loss: float
-    """Running mean of the loss at the end, over about 100 steps."""
+    """Mean of the last 100 steps."""
     device: str
     threads: int
 
@@ -66,7 +68,7 @@ class _State:
         )
         self.finished = 0
         self.seconds = 0.0
-        self.loss = math.nan
+        self.losses: list[float] = []
 
     def save(self, path: Path) -> None:
         kept: dict[str, Tensor] = {f"weight.{key}": p for key, p in self.weights.items()}
@@ -75,7 +77,8 @@ class _State:
         moved = {key: self.optimizer.state[p] for key, p in self.weights.items() if p in self.optimizer.state}
         kept |= {f"first.{key}": moments["exp_avg"] for key, moments in moved.items()}
         kept |= {f"second.{key}": moments["exp_avg_sq"] for key, moments in moved.items()}
-        kept["progress"] = torch.tensor([self.finished, self.seconds, self.loss], dtype=torch.float64)
+        kept["progress"] = torch.tensor([self.finished, self.seconds], dtype=torch.float64)
+        kept["losses"] = torch.tensor(self.losses[-_RECENT:], dtype=torch.float64)
         unfinished = path.with_suffix(".part")
         save_file({key: tensor.detach().contiguous().clone() for key, tensor in kept.items()}, unfinished)
         unfinished.replace(path)
@@ -83,8 +86,9 @@ class _State:
     @torch.no_grad()
     def load(self, path: Path, device: torch.device) -> None:
         kept = load_file(path, device=str(device))
-        finished, self.seconds, self.loss = kept["progress"].tolist()
+        finished, self.seconds = kept["progress"].tolist()
         self.finished = int(finished)
+        self.losses = kept["losses"].tolist()
         for key, parameter in self.weights.items():
             parameter.copy_(kept[f"weight.{key}"])
             if self.average:
@@ -108,9 +112,11 @@ class _State:
             latest = [p.detach() for p in self.weights.values()]
             torch._foreach_lerp_(list(self.average.values()), latest, 1 - decay)
         self.finished += 1
-        value = loss.item()
-        share = 1.0 if math.isnan(self.loss) else max(0.01, 1 / self.finished)
-        self.loss = value if share == 1.0 else self.loss + share * (value - self.loss)
+        self.losses.append(loss.item())
+
+    def recent_loss(self) -> float:
+        recent = self.losses[-_RECENT:]
+        return sum(recent) / len(recent) if recent else math.nan
 
     @torch.no_grad()
     def take_average(self) -> None:
@@ -143,15 +149,20 @@ def fit(
     began = time.perf_counter() - state.seconds
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as progress, log_path.open("a") as log:
-        task = progress.add_task(name, total=schedule.steps, completed=state.finished, loss=state.loss)
+        task = progress.add_task(name, total=schedule.steps, completed=state.finished, loss=state.recent_loss())
         while state.finished < schedule.steps:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + state.finished)
             state.step(loss_of_step(state.finished, generator), schedule)
             state.seconds = time.perf_counter() - began
             if state.finished % 20 == 0:
-                progress.update(task, completed=state.finished, loss=state.loss)
+                progress.update(task, completed=state.finished, loss=state.recent_loss())
                 rate = schedule.rate(state.finished - 1)
-                row = {"step": state.finished, "loss": state.loss, "rate": rate, "seconds": round(state.seconds, 1)}
+                row = {
+                    "step": state.finished,
+                    "loss": state.recent_loss(),
+                    "rate": rate,
+                    "seconds": round(state.seconds, 1),
+                }
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if state.finished % schedule.checkpoint_every == 0 or state.finished == schedule.steps:
@@ -162,7 +173,7 @@ def fit(
         name=name,
         steps=schedule.steps,
         seconds=round(state.seconds, 1),
-        loss=state.loss,
+        loss=state.recent_loss(),
         device=str(device),
         threads=torch.get_num_threads() if device.type == "cpu" else os.cpu_count() or 1,
     )

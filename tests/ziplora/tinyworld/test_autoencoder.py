@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ziplora.tinyworld.autoencoder import CHANNELS, build_autoencoder, encode, set_principal_encoder
+from ziplora.tinyworld.autoencoder import CHANNELS, build_autoencoder, encode, set_principal_encoder, to_pm1
 from ziplora.tinyworld.dataset import Pictures, render_all, sample_scenes
 
 
@@ -24,6 +24,13 @@ def autoencoder(pictures: Pictures) -> AutoencoderKL:
 
 def test_pictures_become_8_by_8_latents(autoencoder: AutoencoderKL, pictures: Pictures) -> None:
     assert encode(autoencoder, pictures[:3]).shape == (3, CHANNELS, 8, 8)
+
+
+def test_the_stock_network_gives_the_same_latents(autoencoder: AutoencoderKL, pictures: Pictures) -> None:
+    with torch.no_grad():
+        stock = autoencoder.encode(to_pm1(pictures[:16], torch.device("cpu"))).latent_dist
+    torch.testing.assert_close(encode(autoencoder, pictures[:16]), stock.mean, atol=2e-3, rtol=0)
+    assert stock.std.max() < 0.06
 
 
 def test_latents_have_mean_0_and_mean_variance_1_and_no_correlation(

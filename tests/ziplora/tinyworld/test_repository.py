@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ziplora.tinyworld.base import build_unet
+from ziplora.tinyworld.autoencoder import build_autoencoder
+from ziplora.tinyworld.base import build_pipeline, build_unet
 from ziplora.tinyworld.repository import (
     AdapterFacts,
     Dialect,
@@ -29,7 +30,6 @@ from ziplora.tinyworld.repository import (
     weights_name,
     write_repository,
 )
-from ziplora.tinyworld.text import build_text_encoders, build_tokenizers
 
 FACTS = AdapterFacts(
     name="robot",
@@ -61,18 +61,7 @@ def layers_of(
 
 
 def tiny_pipeline() -> StableDiffusionXLPipeline:
-    """The parts of an SDXL pipeline that LoRAs are loaded into."""
-    text_encoder, text_encoder_2 = build_text_encoders(build_tokenizers()[0])
-    return StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=text_encoder,
-        text_encoder_2=text_encoder_2,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=build_unet(),
-        scheduler=None,
-        add_watermarker=False,
-    )
+    return build_pipeline(build_autoencoder())
 
 
 def loaded_changes(model: nn.Module) -> dict[str, Tensor]:

@@ -1,16 +1,14 @@
 """Every word of the world is one token, and prompts are told to the UNet as the stock pipeline tells them."""
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 
 from ziplora.tinyworld.autoencoder import build_autoencoder
-from ziplora.tinyworld.base import build_scheduler, build_unet
+from ziplora.tinyworld.base import build_pipeline
 from ziplora.tinyworld.figures import BACKGROUNDS, COLOURS, OBJECTS, SUBJECTS
 from ziplora.tinyworld.text import (
     CONTEXT_LENGTH,
     IDENTIFIERS,
     WIDTHS,
-    build_text_encoders,
     build_tokenizers,
     encode_text,
     token_ids,
@@ -55,22 +53,14 @@ def test_a_prompt_too_long_is_cut_and_still_ends() -> None:
 
 def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them() -> None:
     torch.manual_seed(0)
-    tokenizer_1, tokenizer_2 = build_tokenizers()
-    encoder_1, encoder_2 = build_text_encoders(tokenizer_1)
-    pipeline = StableDiffusionXLPipeline(
-        vae=build_autoencoder(),
-        text_encoder=encoder_1,
-        text_encoder_2=encoder_2,
-        tokenizer=tokenizer_1,
-        tokenizer_2=tokenizer_2,
-        unet=build_unet(),
-        scheduler=build_scheduler(),
-        add_watermarker=False,
-    )
+    pipeline = build_pipeline(build_autoencoder())
     prompts = ["a red star on a navy background", "a sks robot in neon style"]
     with torch.no_grad():
         hidden, pooled = encode_text(
-            encoder_1, encoder_2, token_ids(tokenizer_1, prompts), token_ids(tokenizer_2, prompts)
+            pipeline.text_encoder,
+            pipeline.text_encoder_2,
+            token_ids(pipeline.tokenizer, prompts),
+            token_ids(pipeline.tokenizer_2, prompts),
         )
         stock_hidden, _, stock_pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
     assert hidden.shape == (2, CONTEXT_LENGTH, sum(WIDTHS))
