@@ -1,0 +1,150 @@
+"""The frozen facts that go into a catalogue, with the keys made from their content."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+Role = Literal["subject", "style"]
+AdapterStatus = Literal["usable", "unsupported", "rejected", "restricted", "gone"]
+MergeStatus = Literal["planned", "running", "done", "failed", "blocked", "skipped"]
+PublicationStatus = Literal["staged", "committed", "verified", "withdrawn"]
+PUBLICATION_ORDER: tuple[PublicationStatus, ...] = get_args(PublicationStatus)
+"""A publication goes from left to right, never back."""
+
+FAILURES_TO_BLOCK = 3
+
+
+def key(*parts: str | int) -> str:
+    """The key of what these parts name together: as JSON first, so that no two lists of parts run into one."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA file: its sha256, and what its header and card say."""
+
+    sha256: str
+    role: Role
+    status: AdapterStatus
+    licence: str | None
+    facts: Mapping[str, Any]
+    seen_at: datetime
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Where an adapter was seen: a label for people."""
+
+    repository: str
+    revision: str
+    file_name: str
+    sha256: str
+    seen_at: datetime
+
+    @property
+    def alias_id(self) -> str:
+        return key(self.repository, self.revision, self.file_name)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something did not happen: a stable code, the observed fact in one sentence, what to do next."""
+
+    code: str
+    fact: str
+    next_step: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that a night would not take. A damaged file may have no adapter."""
+
+    night_id: str
+    repository: str
+    revision: str
+    file_name: str
+    reason: Reason
+    refused_at: datetime
+    sha256: str | None = None
+
+    @property
+    def refusal_id(self) -> str:
+        return key(self.night_id, self.repository, self.revision, self.file_name, self.reason.code)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A recipe and its hash; subject and style are the sha256 of their adapters."""
+
+    merge_id: str
+    subject: str
+    style: str
+    method: str
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished merge measured."""
+
+    night_id: str
+    losses: Mapping[str, Any]
+    movement: float
+    seconds: float
+    finished_at: datetime
+
+
+@dataclass(frozen=True)
+class Score:
+    """One picture of a merge, seen by one scorer, between the base alone (floor) and one LoRA alone (ceiling)."""
+
+    merge_id: str
+    scorer_id: str
+    prompt: str
+    seed: int
+    value: float | None
+    floor: float | None
+    ceiling: float | None
+    scored_at: datetime
+
+    @property
+    def score_id(self) -> str:
+        return key(self.merge_id, self.scorer_id, self.prompt, self.seed)
+
+    @property
+    def unranked_because(self) -> str | None:
+        """The fact that keeps the score out of every ranking, or None."""
+        for name, number in (("value", self.value), ("floor", self.floor), ("ceiling", self.ceiling)):
+            if number is None:
+                return f"The {name} is missing."
+            if not math.isfinite(number):
+                return f"The {name} is {number}."
+        if self.floor is not None and self.ceiling is not None and self.ceiling <= self.floor:
+            return f"The ceiling {self.ceiling:g} is not above the floor {self.floor:g}."
+        return None
+
+    @property
+    def position(self) -> float | None:
+        """0 at the floor, 1 at the ceiling, and beyond."""
+        if self.unranked_because or self.value is None or self.floor is None or self.ceiling is None:
+            return None
+        return (self.value - self.floor) / (self.ceiling - self.floor)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """How far a merge has come on its way to one repository of the Hub."""
+
+    merge_id: str
+    repository: str
+    status: PublicationStatus
+    commit: str | None
+    changed_at: datetime
+
+    @property
+    def publication_id(self) -> str:
+        return key(self.merge_id, self.repository)

@@ -1,0 +1,169 @@
+"""The questions people and the pipeline ask of a catalogue; every answer is a frozen dataclass.
+
+A ranking is for one set of scorers: each scorer's pictures give a mean position between floor and ceiling, cut to
+0 … 1, and the harmonic mean of these positions is the score. A merge with a picture that one of the scorers could not
+place, or has not seen, is in no ranking.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Engine, Subquery, case, func, select
+from sqlalchemy.orm import InstrumentedAttribute
+
+from catalog.facts import Alias, MergeStatus, Reason, Role
+from catalog.schema import Adapter, Failure, Merge, Refusal, Request, Score, reading
+from catalog.schema import Alias as AliasRow
+
+
+@dataclass(frozen=True)
+class UsableAdapter:
+    """An adapter that may be merged, with the places it was seen at, the latest first."""
+
+    sha256: str
+    role: Role
+    licence: str | None
+    facts: Mapping[str, Any]
+    aliases: tuple[Alias, ...]
+
+
+@dataclass(frozen=True)
+class RankedMerge:
+    """A finished merge and its harmonic mean: 0 like the base alone, 1 like both single LoRAs."""
+
+    merge_id: str
+    subject: str
+    style: str
+    method: str
+    score_01: float
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A refused file (its place is the item) or a failed try of a merge (its id is)."""
+
+    word: Literal["refused", "failed"]
+    item: str
+    reason: Reason
+    happened_at: datetime
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A pair that somebody waits for."""
+
+    subject: str
+    style: str
+    requested_at: datetime
+
+
+def _merge_ids(engine: Engine, status: MergeStatus) -> frozenset[str]:
+    with reading(engine).connect() as connection:
+        return frozenset(connection.scalars(select(Merge.merge_id).where(Merge.status == status)))
+
+
+def finished_merge_ids(engine: Engine) -> frozenset[str]:
+    """What a plan need not do again."""
+    return _merge_ids(engine, "done")
+
+
+def blocked_merge_ids(engine: Engine) -> frozenset[str]:
+    """What a plan leaves out until somebody asks for the pair."""
+    return _merge_ids(engine, "blocked")
+
+
+def usable_adapters(engine: Engine, role: Role) -> list[UsableAdapter]:
+    """The adapters of a role that may be merged, by sha256."""
+    usable = select(Adapter).where(Adapter.role == role, Adapter.status == "usable").order_by(Adapter.sha256)
+    seen = select(AliasRow).join(Adapter, Adapter.sha256 == AliasRow.sha256)
+    seen = seen.where(Adapter.role == role, Adapter.status == "usable")
+    places: dict[str, list[Alias]] = defaultdict(list)
+    with reading(engine).connect() as connection:
+        for row in connection.execute(seen.order_by(AliasRow.seen_at.desc(), AliasRow.alias_id)):
+            places[row.sha256].append(Alias(row.repository, row.revision, row.file_name, row.sha256, row.seen_at))
+        return [
+            UsableAdapter(row.sha256, row.role, row.licence, row.facts, tuple(places[row.sha256]))
+            for row in connection.execute(usable)
+        ]
+
+
+def _positions(scorers: Collection[str], chosen: ColumnElement[bool]) -> Subquery:
+    """The mean position of each chosen finished merge by each scorer that placed all its pictures."""
+    mean = func.avg(Score.position)
+    cut = case((mean < 0.0, 0.0), (mean > 1.0, 1.0), else_=mean)
+    return (
+        select(Merge.merge_id, Merge.subject, Merge.style, Merge.method, cut.label("position"))
+        .join(Score, Score.merge_id == Merge.merge_id)
+        .where(Merge.status == "done", chosen, Score.scorer_id.in_(scorers))
+        .group_by(Merge.merge_id, Merge.subject, Merge.style, Merge.method, Score.scorer_id)
+        .having(func.count() == func.count(Score.position))
+        .subquery()
+    )
+
+
+def _best(
+    engine: Engine,
+    scorers: Collection[str],
+    chosen: ColumnElement[bool],
+    per: Sequence[InstrumentedAttribute[str]],
+    limit: int | None,
+) -> list[RankedMerge]:
+    """The best of the chosen merges for each different value of `per`, the best of all first."""
+    by_scorer = _positions(scorers, chosen).c
+    merge = (by_scorer.merge_id, by_scorer.subject, by_scorer.style, by_scorer.method)
+    harmonic = func.count() / func.sum(1.0 / func.nullif(by_scorer.position, 0.0))
+    score = case((func.min(by_scorer.position) == 0.0, 0.0), else_=harmonic).label("score_01")
+    seen_by_all = func.count() == len(set(scorers))
+    ranked = select(*merge, score).group_by(*merge).having(seen_by_all).subquery().c
+    best_first = (ranked.score_01.desc(), ranked.merge_id)
+    place = func.row_number().over(partition_by=[ranked[column.key] for column in per], order_by=best_first)
+    placed = select(*ranked, place.label("place")).subquery().c
+    columns = (placed.merge_id, placed.subject, placed.style, placed.method, placed.score_01)
+    best = select(*columns).where(placed.place == 1).order_by(placed.score_01.desc(), placed.merge_id).limit(limit)
+    with reading(engine).connect() as connection:
+        return [RankedMerge(*row) for row in connection.execute(best)]
+
+
+def best_styles_for(engine: Engine, subject: str, scorers: Collection[str], limit: int = 20) -> list[RankedMerge]:
+    """For each style that this subject was merged with, the best merge; the best style first."""
+    return _best(engine, scorers, Merge.subject == subject, (Merge.style,), limit)
+
+
+def best_subjects_for(engine: Engine, style: str, scorers: Collection[str], limit: int = 20) -> list[RankedMerge]:
+    """For each subject that this style was merged with, the best merge; the best subject first."""
+    return _best(engine, scorers, Merge.style == style, (Merge.subject,), limit)
+
+
+def best_method_per_pair(engine: Engine, scorers: Collection[str]) -> list[RankedMerge]:
+    """For each pair, the merge by the method that did best."""
+    return _best(engine, scorers, Merge.status == "done", (Merge.subject, Merge.style), None)
+
+
+def failures_of(engine: Engine, night_id: str) -> list[Trouble]:
+    """All that a night refused or failed at, in order of time; what succeeded later included."""
+    refused = select(Refusal).where(Refusal.night_id == night_id)
+    failed = select(Failure).where(Failure.night_id == night_id)
+    with reading(engine).connect() as connection:
+        troubles = [
+            Trouble("refused", _place(row), Reason(row.code, row.fact, row.next_step), row.refused_at)
+            for row in connection.execute(refused)
+        ]
+        troubles += [
+            Trouble("failed", row.merge_id, Reason(row.code, row.fact, row.next_step), row.failed_at)
+            for row in connection.execute(failed)
+        ]
+    return sorted(troubles, key=lambda trouble: (trouble.happened_at, trouble.item))
+
+
+def _place(refusal: Any) -> str:
+    return f"{refusal.repository}@{refusal.revision}/{refusal.file_name}"
+
+
+def open_requests(engine: Engine) -> list[OpenRequest]:
+    """The pairs that go first in the next night, the longest waiting first."""
+    waiting = select(Request).where(Request.closed_at.is_(None)).order_by(Request.requested_at, Request.request_id)
+    with reading(engine).connect() as connection:
+        return [OpenRequest(row.subject, row.style, row.requested_at) for row in connection.execute(waiting)]

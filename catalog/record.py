@@ -1,0 +1,244 @@
+"""The only writer of a catalogue: one function per fact, each one transaction, each safe to call twice."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection, Engine, Table, bindparam, case, or_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from catalog import facts, schema
+
+_NOT_FINAL = ("planned", "running", "failed", "skipped")
+"""The words that a plan, a start or a skip may replace: `done` never changes, `blocked` only when asked."""
+
+Row = dict[str, Any]
+
+
+def _insert(connection: Connection, model: type[schema.Base], change: Sequence[str]) -> Any:
+    """A statement that inserts a row, or changes these columns of the row that has its key."""
+    table = cast(Table, model.__table__)
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    if not change:
+        return statement.on_conflict_do_nothing(index_elements=[*table.primary_key])
+    replaced = {column: statement.excluded[column] for column in change}
+    return statement.on_conflict_do_update(index_elements=[*table.primary_key], set_=replaced)
+
+
+def _put(connection: Connection, model: type[schema.Base], rows: Mapping[str, Row], change: Sequence[str] = ()) -> None:
+    """Insert rows by their keys, and of those that are there change these columns.
+
+    They go in by the order of their keys, so that two writers with the same rows wait for each other in turn.
+    """
+    if rows:
+        connection.execute(_insert(connection, model, change), [rows[key] for key in sorted(rows)])
+
+
+def _put_new(connection: Connection, model: type[schema.Base], row: Row) -> bool:
+    """Insert a row unless it is there: whether it was new."""
+    statement = _insert(connection, model, ())
+    return connection.execute(statement.returning(*model.__table__.primary_key), row).first() is not None
+
+
+def _change_merge(connection: Connection, merge_id: str, words: Collection[str], **values: Any) -> bool:
+    """Set these columns if the merge has one of these words: whether it had."""
+    merge = schema.Merge
+    chosen = update(merge).where(merge.merge_id == merge_id, merge.status.in_(words))
+    return connection.execute(chosen.values(values)).rowcount == 1
+
+
+def _merge_row(merge: facts.Merge, status: facts.MergeStatus) -> Row:
+    return {
+        "merge_id": merge.merge_id,
+        "subject": merge.subject,
+        "style": merge.style,
+        "method": merge.method,
+        "recipe": merge.recipe,
+        "status": status,
+        "attempts": 0,
+    }
+
+
+def record_night_started(engine: Engine, night_id: str, settings: Mapping[str, Any], started_at: datetime) -> None:
+    """A night began; a second start of the same night changes nothing."""
+    row = {"night_id": night_id, "settings": settings, "started_at": started_at}
+    with engine.begin() as connection:
+        _put_new(connection, schema.Night, row)
+
+
+def record_night_finished(engine: Engine, night_id: str, summary: Mapping[str, Any], finished_at: datetime) -> None:
+    """A night that was started has ended; the last word counts."""
+    night = schema.Night
+    with engine.begin() as connection:
+        connection.execute(
+            update(night).where(night.night_id == night_id).values(summary=summary, finished_at=finished_at)
+        )
+
+
+def record_adapter(engine: Engine, adapter: facts.Adapter, aliases: Collection[facts.Alias] = ()) -> None:
+    """A scan saw this file at these places; what it saw last counts."""
+    row = {
+        "sha256": adapter.sha256,
+        "role": adapter.role,
+        "status": adapter.status,
+        "licence": adapter.licence,
+        "facts": adapter.facts,
+        "first_seen_at": adapter.seen_at,
+        "last_seen_at": adapter.seen_at,
+    }
+    places = {
+        alias.alias_id: {
+            "alias_id": alias.alias_id,
+            "repository": alias.repository,
+            "revision": alias.revision,
+            "file_name": alias.file_name,
+            "sha256": alias.sha256,
+            "seen_at": alias.seen_at,
+        }
+        for alias in aliases
+    }
+    with engine.begin() as connection:
+        _put(connection, schema.Adapter, {adapter.sha256: row}, ("role", "status", "licence", "facts", "last_seen_at"))
+        _put(connection, schema.Alias, places, ("sha256", "seen_at"))
+
+
+def record_refusal(engine: Engine, refusal: facts.Refusal) -> None:
+    """A night would not take a file; the same reason for the same file in the same night is one row."""
+    row = {
+        "refusal_id": refusal.refusal_id,
+        "night_id": refusal.night_id,
+        "repository": refusal.repository,
+        "revision": refusal.revision,
+        "file_name": refusal.file_name,
+        "sha256": refusal.sha256,
+        **vars(refusal.reason),
+        "refused_at": refusal.refused_at,
+    }
+    with engine.begin() as connection:
+        _put_new(connection, schema.Refusal, row)
+
+
+def record_plan(engine: Engine, merges: Collection[facts.Merge]) -> None:
+    """These merges are to be done: new ones and skipped ones become `planned`, the others keep their word."""
+    merge = schema.Merge
+    rows = {merge.merge_id: _merge_row(merge, "planned") for merge in merges}
+    with engine.begin() as connection:
+        _put(connection, merge, rows)
+        skipped = update(merge).where(merge.status == "skipped", merge.merge_id == bindparam("planned_id"))
+        planned = skipped.values(status="planned", code=None, fact=None, next_step=None)
+        if rows:
+            connection.execute(planned, [{"planned_id": merge_id} for merge_id in sorted(rows)])
+
+
+def record_skipped(engine: Engine, merge: facts.Merge, reason: facts.Reason) -> None:
+    """Policy leaves this merge out, for a reason that people can read."""
+    with engine.begin() as connection:
+        _put_new(connection, schema.Merge, _merge_row(merge, "skipped"))
+        _change_merge(connection, merge.merge_id, _NOT_FINAL, status="skipped", **vars(reason))
+
+
+def record_running(engine: Engine, merge: facts.Merge, night_id: str) -> None:
+    """A worker began this merge."""
+    with engine.begin() as connection:
+        _put_new(connection, schema.Merge, _merge_row(merge, "running"))
+        _change_merge(connection, merge.merge_id, _NOT_FINAL, status="running", night_id=night_id)
+
+
+def record_done(engine: Engine, merge: facts.Merge, result: facts.Result) -> bool:
+    """A merge is finished. The first result counts: whether this was it."""
+    with engine.begin() as connection:
+        _put_new(connection, schema.Merge, _merge_row(merge, "running"))
+        return _change_merge(
+            connection,
+            merge.merge_id,
+            (*_NOT_FINAL, "blocked"),
+            status="done",
+            code=None,
+            fact=None,
+            next_step=None,
+            **vars(result),
+        )
+
+
+def record_failed(engine: Engine, merge: facts.Merge, reason: facts.Reason, night_id: str, failed_at: datetime) -> None:
+    """A try failed. Once a night counts; three make the merge `blocked`, and a finished merge stays finished."""
+    failure = {
+        "failure_id": facts.key(merge.merge_id, night_id),
+        "merge_id": merge.merge_id,
+        "night_id": night_id,
+        **vars(reason),
+        "failed_at": failed_at,
+    }
+    attempts = schema.Merge.attempts + 1
+    with engine.begin() as connection:
+        _put_new(connection, schema.Merge, _merge_row(merge, "running"))
+        if not _put_new(connection, schema.Failure, failure):
+            return
+        _change_merge(
+            connection,
+            merge.merge_id,
+            (*_NOT_FINAL, "blocked"),
+            status=case((attempts >= facts.FAILURES_TO_BLOCK, "blocked"), else_="failed"),
+            attempts=attempts,
+            night_id=night_id,
+            **vars(reason),
+        )
+
+
+def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
+    """What scorers saw in pictures; a later look by the same scorer counts."""
+    rows = {
+        score.score_id: {
+            "score_id": score.score_id,
+            **vars(score),
+            "position": score.position,
+            "reason": score.unranked_because,
+        }
+        for score in scores
+    }
+    with engine.begin() as connection:
+        _put(
+            connection,
+            schema.Score,
+            rows,
+            ("value", "floor", "ceiling", "position", "reason", "scored_at"),
+        )
+
+
+def record_request(engine: Engine, subject: str, style: str, requested_at: datetime) -> None:
+    """Somebody asks for a pair, maybe again: its blocked merges may be tried three times more."""
+    merge = schema.Merge
+    request_id = facts.key(subject, style)
+    row = {
+        "request_id": request_id,
+        "subject": subject,
+        "style": style,
+        "requested_at": requested_at,
+        "closed_at": None,
+    }
+    with engine.begin() as connection:
+        _put(connection, schema.Request, {request_id: row}, ("requested_at", "closed_at"))
+        unfinished = or_(merge.status == "blocked", merge.status == "failed")
+        pair = update(merge).where(merge.subject == subject, merge.style == style, unfinished)
+        connection.execute(pair.values(status="failed", attempts=0))
+
+
+def record_request_closed(engine: Engine, subject: str, style: str, closed_at: datetime) -> None:
+    """A request was answered; one that came in after that moment stays open."""
+    request = schema.Request
+    asked = update(request).where(request.subject == subject, request.style == style)
+    with engine.begin() as connection:
+        connection.execute(asked.where(request.requested_at <= closed_at).values(closed_at=closed_at))
+
+
+def record_publication(engine: Engine, publication: facts.Publication) -> None:
+    """How far a publication has come; word of an earlier step that arrives late changes nothing."""
+    table = schema.Publication
+    row = {"publication_id": publication.publication_id, **vars(publication)}
+    order = facts.PUBLICATION_ORDER
+    earlier = order[: order.index(publication.status)]
+    with engine.begin() as connection:
+        if not _put_new(connection, table, row):
+            known = update(table).where(table.publication_id == publication.publication_id)
+            connection.execute(known.where(table.status.in_(earlier)).values(row))

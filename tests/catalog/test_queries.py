@@ -1,0 +1,127 @@
+"""The answers are those a person would work out by hand, from Python and from the snapshot alike."""
+
+from pathlib import Path
+
+import duckdb
+import pytest
+from sqlalchemy import Engine
+
+from catalog import facts, queries, record
+from catalog.snapshot import write_snapshot
+
+from .samples import DIVERGED, DOG, INK, NEON, NIGHT, SCORERS, TEAPOT, adapter, done, merge, minutes, score, start
+
+
+@pytest.fixture
+def ranked(catalogue: Engine) -> Engine:
+    """Two pairs of the dog with two methods, one of the teapot, and merges that no ranking may show."""
+    start(catalogue)
+    done(catalogue, merge(DOG, NEON, "ziplora"), clip_i=0.5, dino=0.5)
+    done(catalogue, merge(DOG, NEON, "direct"), clip_i=0.9, dino=0.1)
+    done(catalogue, merge(DOG, INK, "ziplora"), clip_i=1.5, dino=0.75)  # cut to 1 and 0.75
+    done(catalogue, merge(DOG, INK, "direct"), clip_i=0.8, dino=-0.5)  # worse than the base alone: 0
+    done(catalogue, merge(TEAPOT, NEON, "ziplora"), clip_i=0.2, dino=0.2)
+    done(catalogue, merge(DOG, NEON, "one scorer"), clip_i=1.0)
+    done(catalogue, merge(DOG, NEON, "nan"), clip_i=1.0, dino=None)
+    done(catalogue, merge(DOG, NEON, "unscored"))
+    torn = done(catalogue, merge(DOG, NEON, "one picture missing"), clip_i=1.0, dino=1.0)
+    record.record_scores(catalogue, [score(torn, "dino", None, seed=1)])
+    failed = merge(DOG, NEON, "failed")
+    record.record_failed(catalogue, failed, DIVERGED, NIGHT, minutes(1))
+    record.record_scores(catalogue, [score(failed, "clip-i", 1.0), score(failed, "dino", 1.0)])
+    return catalogue
+
+
+def _short(answer: list[queries.RankedMerge]) -> list[tuple[str, str, str, float]]:
+    names = {DOG: "dog", TEAPOT: "teapot", NEON: "neon", INK: "ink"}
+    return [(names[row.subject], names[row.style], row.method, round(row.score_01, 6)) for row in answer]
+
+
+def test_the_best_styles_come_first_each_with_its_best_method(ranked: Engine) -> None:
+    expected = [("dog", "ink", "ziplora", round(2 / (1 + 1 / 0.75), 6)), ("dog", "neon", "ziplora", 0.5)]
+    assert _short(queries.best_styles_for(ranked, DOG, SCORERS)) == expected
+    assert _short(queries.best_styles_for(ranked, DOG, SCORERS, limit=1)) == expected[:1]
+    assert queries.best_styles_for(ranked, "nobody", SCORERS) == []
+
+
+def test_the_best_subjects_come_first(ranked: Engine) -> None:
+    expected = [("dog", "neon", "ziplora", 0.5), ("teapot", "neon", "ziplora", 0.2)]
+    assert _short(queries.best_subjects_for(ranked, NEON, SCORERS)) == expected
+
+
+def test_another_set_of_scorers_is_another_ranking(ranked: Engine) -> None:
+    by_one = queries.best_subjects_for(ranked, NEON, ["clip-i"])
+    assert {row.score_01 for row in by_one} == {1.0, 0.2}
+    assert queries.best_subjects_for(ranked, NEON, [*SCORERS, "not run"]) == []
+    assert queries.best_subjects_for(ranked, NEON, [*SCORERS, *SCORERS]) == queries.best_subjects_for(
+        ranked, NEON, SCORERS
+    )
+    assert queries.best_subjects_for(ranked, NEON, []) == []
+
+
+def test_each_pair_has_one_best_method(ranked: Engine) -> None:
+    pairs = _short(queries.best_method_per_pair(ranked, SCORERS))
+    assert [(subject, style, method) for subject, style, method, _ in pairs] == [
+        ("dog", "ink", "ziplora"),
+        ("dog", "neon", "ziplora"),
+        ("teapot", "neon", "ziplora"),
+    ]
+
+
+def test_pictures_count_by_their_mean(ranked: Engine) -> None:
+    merged = merge(TEAPOT, INK)
+    done(ranked, merged, clip_i=0.4, dino=0.5)
+    record.record_scores(ranked, [score(merged, "clip-i", 0.6, seed=1)])
+    (best, *_) = queries.best_styles_for(ranked, TEAPOT, SCORERS)
+    assert best.score_01 == pytest.approx(0.5)
+
+
+def test_the_snapshot_gives_the_same_answers(ranked: Engine, tmp_path: Path) -> None:
+    write_snapshot(ranked, tmp_path / "catalog.duckdb")
+    asked = {
+        "best_styles_for(?, ?)": (queries.best_styles_for(ranked, DOG, SCORERS), [DOG, list(SCORERS)]),
+        "best_subjects_for(?, ?)": (queries.best_subjects_for(ranked, NEON, SCORERS), [NEON, list(SCORERS)]),
+        "best_method_per_pair(?)": (queries.best_method_per_pair(ranked, SCORERS), [list(SCORERS)]),
+    }
+    with duckdb.connect(tmp_path / "catalog.duckdb", read_only=True) as snapshot:
+        for macro, (expected, parameters) in asked.items():
+            answer = [queries.RankedMerge(*row) for row in snapshot.execute(f"FROM {macro}", parameters).fetchall()]
+            assert _short(answer) == _short(expected)
+            assert [row.merge_id for row in answer] == [row.merge_id for row in expected]
+
+
+def test_what_is_finished_is_not_planned_again(ranked: Engine) -> None:
+    finished = queries.finished_merge_ids(ranked)
+    assert len(finished) == 9
+    assert merge(DOG, NEON, "failed").merge_id not in finished
+
+
+def test_only_usable_adapters_of_the_role_are_offered(catalogue: Engine) -> None:
+    places = [
+        facts.Alias("me/dog", revision, "dog.safetensors", DOG, minutes(at)) for revision, at in (("a", 0), ("b", 5))
+    ]
+    record.record_adapter(catalogue, adapter(DOG, "subject"), places)
+    record.record_adapter(catalogue, adapter(TEAPOT, "subject", status="restricted"))
+    record.record_adapter(catalogue, adapter(NEON, "style"))
+    expected = queries.UsableAdapter(DOG, "subject", "apache-2.0", {"rank": 8}, tuple(reversed(places)))
+    assert queries.usable_adapters(catalogue, "subject") == [expected]
+    assert [found.sha256 for found in queries.usable_adapters(catalogue, "style")] == [NEON]
+
+
+def test_the_troubles_of_a_night_are_told_in_order(catalogue: Engine) -> None:
+    start(catalogue)
+    reason = facts.Reason("PICKLE", "The file is a pickle.", "Ask for safetensors.")
+    record.record_refusal(catalogue, facts.Refusal(NIGHT, "me/old", "main", "old.bin", reason, minutes(0)))
+    record.record_failed(catalogue, merge(), DIVERGED, NIGHT, minutes(1))
+    record.record_failed(catalogue, merge(DOG, INK), DIVERGED, "2026-11-25", minutes(2))
+    assert queries.failures_of(catalogue, NIGHT) == [
+        queries.Trouble("refused", "me/old@main/old.bin", reason, minutes(0)),
+        queries.Trouble("failed", merge().merge_id, DIVERGED, minutes(1)),
+    ]
+
+
+def test_a_ranking_of_one_moment_is_not_held_up_by_a_writer(ranked: Engine) -> None:
+    with ranked.begin() as writer:
+        writer.exec_driver_sql("UPDATE merges SET method = 'half done'")
+        assert queries.best_styles_for(ranked, DOG, SCORERS)[0].method == "ziplora"
+        writer.rollback()
