@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
 from jaxtyping import Float
+from PIL import Image
 from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
@@ -222,11 +223,21 @@ def measure_direct(
     return table, pictures
 
 
+def world_sheet(seed: int) -> Image.Image:
+    """Every style in a row of its own: objects first, then subjects; the last eight rows are new to the base."""
+    generator = np.random.default_rng(seed)
+    shown = (*list(OBJECTS)[:8], *SUBJECTS)
+    scenes = [sample_scene(generator, (figure,), (style,)) for style in STYLES for figure in shown]
+    labels = [scene.style if scene.figure == shown[0] else " " for scene in scenes]
+    return contact_sheet(render_all(scenes), labels, len(shown), scale=1)
+
+
 def measure(files: Path, sheets: Path, size: Size, seed: int) -> Measured:
     """All figures of the tiny world in `files`; picture sheets go to `sheets`."""
     pipeline, judge = load_base(files / "base", _CPU), load_judge(files / "judge", _CPU)
     embedders = _embedders(files / "encoders")
     sheets.mkdir(parents=True, exist_ok=True)
+    world_sheet(seed).save(sheets / "world.png")
     base, base_pictures = measure_base(pipeline, judge, size.captions, seed)
     scenes = sample_scenes(size.captions, seed, held_out=True)[:48]
     contact_sheet(base_pictures[:48], [caption(scene) for scene in scenes], 8).save(sheets / "base.png")

@@ -7,7 +7,7 @@ from ziplora.tinyworld.text import IDENTIFIERS
 
 
 def test_training_and_sampling_share_their_noise_levels() -> None:
-    betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
+    betas = torch.linspace(0.00085**0.5, 0.015**0.5, 1000, dtype=torch.float64) ** 2
     expected = (1 - betas).cumprod(0).float()
     torch.testing.assert_close(training_noise().alphas_cumprod, expected)
     torch.testing.assert_close(build_scheduler().alphas_cumprod, expected)
@@ -19,21 +19,12 @@ def test_sampling_starts_at_the_last_training_step() -> None:
     assert scheduler.timesteps[0] == 999
 
 
-def test_the_last_level_hides_a_background_in_the_mean_of_64_latents() -> None:
-    level = training_noise().alphas_cumprod[-1]
-    black_to_white, noise_of_the_mean = 9 * level.sqrt(), (1 - level).sqrt() / 8
-    assert black_to_white < 1.2 * noise_of_the_mean
-
-
-def test_the_implied_pictures_error_weighs_as_the_bounded_signal_to_noise_ratio() -> None:
+def test_clean_timesteps_weigh_5_over_snr_and_noisy_ones_1() -> None:
     noise = training_noise()
     snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
-    # The implied picture is off by the noise's error times the square root of 1 / SNR.
-    picture_weights = loss_weights(noise) * snr
-    middle = (snr > 0.1) & (snr < 5)
-    torch.testing.assert_close(picture_weights[middle], snr[middle])
-    torch.testing.assert_close(picture_weights[snr > 5], torch.full_like(snr[snr > 5], 5))
-    torch.testing.assert_close(picture_weights[snr < 0.1], torch.full_like(snr[snr < 0.1], 0.1))
+    weights = loss_weights(noise)
+    torch.testing.assert_close(weights[snr > 5], 5 / snr[snr > 5])
+    assert (weights[snr <= 5] == 1).all()
 
 
 def test_pictures_are_told_uncropped() -> None:

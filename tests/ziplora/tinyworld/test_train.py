@@ -32,6 +32,6 @@ def test_the_whole_tiny_world_is_made_and_measured_in_smoke_mode(tmp_path: Path)
     assert len(measured["adapters"]) == 16
     assert len(measured["direct"]) == 64
     assert (docs / "README.md").read_text() == page(measured)
-    for sheet in ("base.png", "adapters.png", "direct.png"):
+    for sheet in ("world.png", "base.png", "adapters.png", "direct.png"):
         with Image.open(docs / sheet) as picture:
             assert min(picture.size) > 500
