@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from PIL import Image
@@ -160,7 +161,8 @@ def train_adapter(
         samples=[(prompt, Image.fromarray(picture)) for prompt, picture in zip(prompts, pictures, strict=True)],
         trained=trained,
     )
-    unet.delete_adapters("default")
+    unet.unload_lora()
     if plan.text_encoder:
         text_encoder.delete_adapter("default")
+        recurse_remove_peft_layers(text_encoder)
     return adapter

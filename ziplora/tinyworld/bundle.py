@@ -25,6 +25,10 @@ def save_base(folder: Path, pipeline: StableDiffusionXLPipeline) -> None:
     """Write the pipeline's folder; its models are left in half precision."""
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         _halved(part)
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        # Use leaves its padding behind, and the file would say whether the tokenizer had been used.
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     pipeline.save_pretrained(folder)
 
 

@@ -176,7 +176,7 @@ def measure_adapters(
         name = load_adapter(pipeline, adapters / f"{plan.name}-lora")
         pipeline.set_adapters([name])
         pictures[plan.name] = draw(pipeline, prompts, seed)
-        pipeline.delete_adapters(name)
+        pipeline.unload_lora_weights()
         ceiling = _recognised(plan, judge_pictures(judge, pictures[plan.name]))
         table[plan.name] = {
             "role": plan.role,
