@@ -149,7 +149,7 @@ def train_autoencoder(
         image_pm1 = to_pm1(pictures[rows.numpy()], device).contiguous(memory_format=torch.channels_last)
         strength = 0.1 * torch.rand((batch, 1, 1, 1), generator=generator)
         noisy = latents[rows] + strength * torch.randn(latents[rows].shape, generator=generator)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             decoded = autoencoder.decode(noisy.to(device)).sample.float()
         return F.l1_loss(decoded, image_pm1) + F.mse_loss(decoded, image_pm1)
 

@@ -15,6 +15,7 @@ from diffusers import (
 )
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .autoencoder import CHANNELS, encode
 from .dataset import render_all, sample_scenes
@@ -23,15 +24,7 @@ from .training import Schedule, Trained, fit
 from .world import SIZE, caption
 
 _TIME_EMBEDDING = 8
-_SNR_CAP = 5.0
-"""Loss weight min(SNR, cap) / SNR (min-SNR weighting, arXiv 2303.09556)."""
-_NOISE_OFFSET = 0.3
-"""Deviation of a constant added to each channel's noise, as SDXL's own training did (with 0.05, arXiv 2307.01952).
-
-Without it the brightness of a background can be read off the mean of 64 noisy latents even at the last noise level, a
-model learns to read it there, reads it from pure noise too, and draws wrong backgrounds in most pictures.
-"""
-_BATCH = 64
+_BATCH = 32
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -56,9 +49,19 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """SDXL's sampler, started at the last of noise levels that go a little further than SDXL's (beta 0.012)."""
+    """SDXL's sampler and noise levels, stretched so that the last level is noise alone (arXiv 2305.08891).
+
+    At SDXL's own last level the brightness of a background can still be read off the mean of 64 noisy latents; a model
+    learns to read it there, reads it from pure noise too, and draws wrong backgrounds. Noise alone tells nothing but
+    itself, so the model predicts the velocity, as SDXL's v-prediction descendants do.
+    """
     return EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.015, beta_schedule="scaled_linear", timestep_spacing="trailing"
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
     )
 
 
@@ -85,13 +88,6 @@ def training_noise() -> DDPMScheduler:
     return noise
 
 
-def loss_weights(noise: DDPMScheduler) -> Float[Tensor, " timesteps"]:
-    """Min-SNR weight of the noise-prediction loss at each timestep."""
-    snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
-    weights: Tensor = snr.clamp(max=_SNR_CAP) / snr
-    return weights
-
-
 def time_ids(count: int, device: torch.device) -> Float[Tensor, "count 6"]:
     """SDXL's size conditioning for an uncropped picture: original size, crop corner, target size."""
     return torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32, device=device).expand(count, -1)
@@ -104,14 +100,12 @@ def denoising_loss(
     generator: torch.Generator,
     empty_share: float,
 ) -> Float[Tensor, ""]:
-    """Weighted noise prediction error at chance timesteps; `empty_share` of the prompts are left out."""
+    """Velocity prediction error at chance timesteps; `empty_share` of the prompts are left out."""
     device, count = latents.device, len(latents)
     noise = training_noise()
     timesteps = torch.randint(len(noise.alphas_cumprod), (count,), generator=generator)
-    offset = _NOISE_OFFSET * torch.randn((*latents.shape[:2], 1, 1), generator=generator)
-    epsilon = (torch.randn(latents.shape, generator=generator) + offset).to(device)
+    epsilon = torch.randn(latents.shape, generator=generator).to(device)
     empty = (torch.rand(count, generator=generator) < empty_share).to(device)
-    weights = loss_weights(noise)[timesteps].to(device)
     timesteps = timesteps.to(device)
     noisy = noise.add_noise(latents, epsilon, timesteps)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
@@ -125,8 +119,7 @@ def denoising_loss(
         added = {"text_embeds": pooled.masked_fill(empty[:, None], 0), "time_ids": time_ids(count, device)}
         told = hidden.masked_fill(empty[:, None, None], 0)
         predicted = pipeline.unet(noisy, timesteps, told, added_cond_kwargs=added).sample
-    error: Tensor = (predicted.float() - epsilon).square().mean(dim=(1, 2, 3))
-    return (weights * error).mean()
+    return F.mse_loss(predicted.float(), noise.get_velocity(latents, epsilon, timesteps))
 
 
 def train_base(
@@ -148,7 +141,7 @@ def train_base(
 
     parts = ("unet", "text_encoder", "text_encoder_2")
     trainee = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
-    schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(200, steps), ema_decay=0.999)
+    schedule = Schedule(steps=steps, learning_rate=2e-3, warmup_steps=min(200, steps), ema_decay=0.999)
     return pipeline, fit("base", trainee, loss_of_step, schedule, work, seed, device)
 
 
