@@ -1,0 +1,1 @@
+"""Strings the stages together: settings, Prefect flows, and the command line; no tensor, no SQL."""
