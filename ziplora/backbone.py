@@ -1,0 +1,259 @@
+"""A base model of the SDXL family: what a merge needs of it, behind a small protocol; the only door to diffusers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .adapter import Layer
+from .failure import Failure
+from .header import Refusal
+from .keys import Module
+from .pair import scaled_factors
+from .recipe import Drawing
+
+Branch = Callable[[nn.Module, Tensor], Tensor]
+"""What an installed layer adds to the output of its module, from the module and its input."""
+
+_DRAWN_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """Input and output features (or channels) of a module that a LoRA can adapt."""
+
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the UNet is told besides the noisy latents."""
+
+    hidden: Float[Tensor, "batch context width"]
+    pooled: Float[Tensor, "batch pooled"]
+    time_ids: Float[Tensor, "batch 6"]
+
+
+class Backbone(Protocol):
+    """What a merge method needs of a base model."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        condition: Condition,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The UNet's output, whatever the base was trained to predict."""
+        ...
+
+    @contextmanager
+    def branched(self, branches: Mapping[Module, Branch]) -> Iterator[None]:
+        """The model with these branches beside its modules; afterwards exactly as before."""
+        ...
+
+
+def low_rank(
+    module: nn.Module, inputs: Tensor, down: Float[Tensor, "rank in *kernel"], up: Float[Tensor, "out rank"]
+) -> Tensor:
+    """B A x, for a linear layer or a convolution; never a dense change of the weight."""
+    down, up = down.to(inputs.dtype), up.to(inputs.dtype)
+    if isinstance(module, nn.Conv2d):
+        kernel = down if down.dim() == 4 else down[:, :, None, None]
+        inner = F.conv2d(inputs, kernel, None, module.stride, module.padding, module.dilation)
+        return F.conv2d(inner, up[:, :, None, None])
+    return F.linear(F.linear(inputs, down.flatten(1)), up)
+
+
+def layer_branch(layer: Layer, device: torch.device) -> Branch:
+    """The branch of a layer as it stands in its file."""
+    down, up = (factor.to(device) for factor in scaled_factors(layer, None))
+    return lambda module, inputs: low_rank(module, inputs, down, up)
+
+
+class Sdxl:
+    """A stock `StableDiffusionXLPipeline`, frozen, taken apart for merging and put to work for drawing."""
+
+    def __init__(self, pipeline: Any, device: torch.device) -> None:
+        from diffusers import DDPMScheduler
+
+        self.pipeline = pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+            part.requires_grad_(False)
+            part.eval()
+        self.device: torch.device = device
+        self.dtype: torch.dtype = pipeline.unet.dtype
+        # From the sampler's own configuration, so that a base with other noise levels keeps them.
+        self._alphas: Tensor = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod.double()
+        self._parts = {part: getattr(pipeline, part) for part in ("unet", "text_encoder", "text_encoder_2")}
+
+    @property
+    def noise_levels(self) -> int:
+        """How many integer timesteps there are."""
+        return len(self._alphas)
+
+    def sizes(self) -> dict[Module, Size]:
+        """The UNet's modules that a LoRA can adapt."""
+        found = {}
+        for path, module in self.pipeline.unet.named_modules():
+            if isinstance(module, nn.Linear):
+                found[Module("unet", path)] = Size(module.in_features, module.out_features)
+            elif isinstance(module, nn.Conv2d):
+                found[Module("unet", path)] = Size(module.in_channels, module.out_channels)
+        return found
+
+    def refuse_misfits(self, layers: Mapping[Module, Layer]) -> None:
+        """Refuse an adapter whose UNet layers do not fit this base."""
+        sizes = self.sizes()
+        for module, layer in sorted(layers.items()):
+            if module.part != "unet":
+                continue
+            expected, found = sizes.get(module), Size(layer.down.shape[1], layer.up.shape[0])
+            if expected is None:
+                fact = f"The LoRA adapts {module.path}, which the base does not have."
+            elif expected != found:
+                fact = f"At {module.path} the LoRA goes from {found.inputs} to {found.outputs} features"
+                fact += f", the base from {expected.inputs} to {expected.outputs}."
+            else:
+                continue
+            raise Refusal("BASE_MISMATCH", fact, "merge it on the base model that it was trained on.")
+
+    @torch.no_grad()
+    def condition(self, prompt: str, side: int) -> Condition:
+        """What the UNet is told of a prompt and of an uncropped square picture, as a batch of one."""
+        hidden, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt, device=self.device, do_classifier_free_guidance=False
+        )
+        time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32, device=self.device)
+        return Condition(hidden, pooled, time_ids)
+
+    @torch.no_grad()
+    def encode(self, pictures: UInt8[NDArray[np.uint8], "count side side 3"]) -> Float[Tensor, "count channels h w"]:
+        """Latent means of pictures, on the CPU, computed in single precision at least: SDXL's overflow in half."""
+        vae, stored = self.pipeline.vae, self.pipeline.vae.dtype
+        nn.Module.to(vae, torch.promote_types(stored, torch.float32))  # diffusers' own `to` warns of every cast
+        try:
+            latents = []
+            for start in range(0, len(pictures), _DRAWN_AT_ONCE):
+                batch = torch.from_numpy(pictures[start : start + _DRAWN_AT_ONCE]).to(self.device)
+                image_pm1 = batch.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
+                latents.append(vae.encode(image_pm1).latent_dist.mode().cpu())
+        finally:
+            nn.Module.to(vae, stored)
+        return torch.cat(latents) * vae.config.scaling_factor
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "count channels height width"],
+        noise: Float[Tensor, "count channels height width"],
+        timesteps: Int[Tensor, " count"],
+    ) -> Float[Tensor, "count channels height width"]:
+        """√ᾱ · latents + √(1 − ᾱ) · noise at the base's own noise levels."""
+        kept = self._alphas[timesteps].view(-1, 1, 1, 1)
+        return (kept.sqrt() * latents + (1 - kept).sqrt() * noise).to(latents.dtype)
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        condition: Condition,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The UNet's output: noise or velocity, as the base was trained to predict."""
+        added = {"text_embeds": condition.pooled.to(self.dtype), "time_ids": condition.time_ids}
+        output: Tensor = self.pipeline.unet(
+            noisy.to(self.dtype), timesteps, condition.hidden.to(self.dtype), added_cond_kwargs=added
+        ).sample
+        return output
+
+    @contextmanager
+    def branched(self, branches: Mapping[Module, Branch]) -> Iterator[None]:
+        """The model with these branches beside its modules; no weight is touched, so removing them is exact."""
+        handles = []
+        try:
+            for module, branch in branches.items():
+                handles.append(self._find(module).register_forward_hook(_adding(branch)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def adapted(self, layers: Mapping[Module, Layer]) -> Iterator[None]:
+        """The model with an adapter's layers, those of text encoders included."""
+        with self.branched({module: layer_branch(layer, self.device) for module, layer in layers.items()}):
+            yield
+
+    def _find(self, module: Module) -> nn.Module:
+        model: nn.Module = self._parts[module.part]
+        try:
+            return model.get_submodule(module.path)
+        except AttributeError:
+            # Since transformers 5 text encoder 1 has no `text_model.` around its layers, as files still do.
+            return model.get_submodule(module.path.removeprefix("text_model."))
+
+    def draw(
+        self, wanted: Sequence[tuple[str, int]], drawing: Drawing
+    ) -> Float[NDArray[np.float32], "count side side 3"]:
+        """Pictures, 0..1, of prompts and seeds by the stock pipeline; a picture depends on its own seed alone."""
+        drawn = []
+        for start in range(0, len(wanted), _DRAWN_AT_ONCE):
+            batch = wanted[start : start + _DRAWN_AT_ONCE]
+            output = self.pipeline(
+                [prompt for prompt, _ in batch],
+                num_inference_steps=drawing.steps,
+                guidance_scale=drawing.guidance,
+                generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                output_type="np",
+                height=drawing.side,
+                width=drawing.side,
+            )
+            drawn.append(np.asarray(output.images, dtype=np.float32))
+        return np.concatenate(drawn)
+
+
+def _adding(branch: Branch) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    return lambda module, inputs, output: output + branch(module, inputs[0])
+
+
+def as_bytes(image_01: Float[NDArray[np.float32], "*shape"]) -> UInt8[NDArray[np.uint8], "*shape"]:
+    """Pictures in the form in which they are kept and encoded."""
+    return np.rint(image_01 * 255).astype(np.uint8)
+
+
+def load_backbone(source: str | Path, device: str, dtype: str, revision: str | None = None) -> Sdxl:
+    """The base model in a folder, or of that id on the Hub; `dtype` by name, such as bfloat16."""
+    from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+
+    is_path = isinstance(source, Path) or source.startswith((".", "/", "~"))
+    if is_path and not (Path(source) / "model_index.json").is_file():
+        _missing(f"There is no base model in {source}: it has no model_index.json", "give the folder of a pipeline.")
+    try:
+        found = DiffusionPipeline.load_config(source, revision=revision).get("_class_name")
+        if found != "StableDiffusionXLPipeline":
+            _missing(f"{source} is a {found}, not a StableDiffusionXLPipeline", "name a base of the SDXL family.")
+        pipeline = StableDiffusionXLPipeline.from_pretrained(
+            source, revision=revision, dtype=getattr(torch, dtype), add_watermarker=False
+        )
+    except (OSError, ValueError) as error:
+        _missing(f"{source} cannot be loaded: {_first_line(error)}", "check its name, or download it again.")
+    return Sdxl(pipeline, torch.device(device))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _missing(fact: str, next_step: str) -> NoReturn:
+    raise Failure("BASE_MISSING", f"{fact}.", next_step)

@@ -1,0 +1,153 @@
+"""A merge as an adapter file that stock loaders read: diffusers' or kohya's names, the same bytes each time."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .adapter import Layer
+from .backbone import Sdxl
+from .failure import Failure
+from .keys import Module, diffusers_key, kohya_key
+from .merge import merge, merged_of
+from .methods import complete_parameters, method_named
+from .methods.solution import Progress, unheard
+from .recipe import Calibration, Export, MergeResult, Parameter, Recipe, References, sha256_of
+from .store import Store, write_tensors
+
+_CONFIG_KEY = "lora_adapter_metadata"
+"""Where diffusers looks for PEFT's configuration."""
+_AS_STORED = Export()
+
+
+def materialise(
+    recipe: Recipe, subject: Path, style: Path, store: Store, out: Path, export: Export = _AS_STORED
+) -> str:
+    """Write the adapter file of a finished merge from its coefficients and its parents; gives back its sha256."""
+    layers = merged_of(recipe, subject, style, store, export.style_strength)
+    write_adapter(out, layers, export, provenance(recipe, export))
+    return sha256_of(out)
+
+
+def provenance(recipe: Recipe, export: Export) -> dict[str, str]:
+    """What the file says of its origin: enough to make it again."""
+    return {
+        "ziplora.merge_id": recipe.merge_id,
+        "ziplora.recipe": recipe.to_json(),
+        "ziplora.style_strength": repr(export.style_strength),
+    }
+
+
+def write_adapter(path: Path, layers: Mapping[Module, Layer], export: Export, metadata: Mapping[str, str]) -> None:
+    """Write layers of scale 1 in a dialect and a precision."""
+    ranks = {module: layer.rank for module, layer in layers.items()}
+    alpha = Counter(ranks.values()).most_common(1)[0][0]
+    if export.dialect == "diffusers":
+        tensors, own = _diffusers_tensors(layers), _diffusers_metadata(ranks, alpha)
+    else:
+        tensors, own = _kohya_tensors(layers, alpha), _kohya_metadata(ranks, alpha)
+    stored = {key: tensor.to(getattr(torch, export.precision)) for key, tensor in tensors.items()}
+    spoilt = sorted(key for key, tensor in stored.items() if not tensor.isfinite().all())
+    if spoilt:
+        fact = f"{len(spoilt)} tensors hold numbers beyond {export.precision}, such as {spoilt[0]}."
+        raise Failure("EXPORT_OVERFLOW", fact, "export it in float32.")
+    write_tensors(path, stored, {"format": "pt", **own, **metadata})
+
+
+def _shaped(module: Module, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Factors as the module's own kind has them: matrices, or kernels of a convolution."""
+    down, up = layer.down, layer.up
+    if module.path.rpartition(".")[2].startswith("conv"):
+        return (down if down.dim() == 4 else down[:, :, None, None]), up[:, :, None, None]
+    return down.flatten(1), up
+
+
+def _diffusers_tensors(layers: Mapping[Module, Layer]) -> dict[str, Tensor]:
+    tensors = {}
+    for module, layer in layers.items():
+        down, up = _shaped(module, layer)
+        tensors |= {diffusers_key(module, "down"): down, diffusers_key(module, "up"): up}
+    return tensors
+
+
+def _diffusers_metadata(ranks: Mapping[Module, int], alpha: int) -> dict[str, str]:
+    """PEFT's configuration with alpha = rank in every layer; diffusers before 0.42 took one alpha for all ranks."""
+    other = {module.path: rank for module, rank in ranks.items() if rank != alpha}
+    config = {
+        "r": alpha,
+        "lora_alpha": alpha,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(module.path for module in ranks),
+    }
+    return {_CONFIG_KEY: json.dumps({f"unet.{key}": value for key, value in config.items()}, sort_keys=True)}
+
+
+def _kohya_tensors(layers: Mapping[Module, Layer], alpha: int) -> dict[str, Tensor]:
+    """One alpha for all layers, the rest of the scale in `up`: diffusers reads only the commonest alpha of a file."""
+    tensors = {}
+    for module, layer in layers.items():
+        down, up = _shaped(module, layer)
+        tensors |= {
+            kohya_key(module, "down"): down,
+            kohya_key(module, "up"): up * (layer.rank / alpha),
+            kohya_key(module, "alpha"): torch.tensor(float(alpha)),
+        }
+    return tensors
+
+
+def _kohya_metadata(ranks: Mapping[Module, int], alpha: int) -> dict[str, str]:
+    return {
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(max(ranks.values())),
+        "ss_network_alpha": str(alpha),
+    }
+
+
+def merge_files(
+    subject: Path,
+    style: Path,
+    out: Path,
+    backbone: Sdxl,
+    base_model: str,
+    base_revision: str,
+    store: Store,
+    *,
+    subject_prompt: str,
+    style_prompt: str,
+    subject_references: References | None = None,
+    style_references: References | None = None,
+    method: str = "ziplora",
+    parameters: Mapping[str, Parameter] | None = None,
+    samples: int = 16,
+    side: int = 1024,
+    seed: int = 0,
+    export: Export = _AS_STORED,
+    progress: Progress = unheard,
+) -> tuple[Recipe, MergeResult]:
+    """Two adapter files in, one out; calibrations and coefficients stay in the store, perhaps a temporary one."""
+
+    def calibration(path: Path, prompt: str, references: References | None) -> Calibration | None:
+        if not method_named(method).calibrated:
+            return None
+        digest = references.sha256 if references else None
+        return Calibration(sha256_of(path), base_model, base_revision, prompt, digest, samples, seed, side)
+
+    recipe = Recipe(
+        subject_sha256=sha256_of(subject),
+        style_sha256=sha256_of(style),
+        base_model=base_model,
+        base_revision=base_revision,
+        method=method,
+        parameters=complete_parameters(method, parameters or {}),
+        subject_calibration=calibration(subject, subject_prompt, subject_references),
+        style_calibration=calibration(style, style_prompt, style_references),
+        seed=seed,
+    )
+    result = merge(recipe, subject, style, backbone, store, subject_references, style_references, progress)
+    materialise(recipe, subject, style, store, out, export)
+    return recipe, result

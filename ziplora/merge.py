@@ -1,0 +1,178 @@
+"""Merge two adapters: coefficients and a result in the store, and from these an adapter file whenever one is wanted."""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .adapter import Layer, read
+from .backbone import Sdxl
+from .calibration import Calibrated, calibrate
+from .failure import Failure
+from .keys import Module
+from .methods import method_named, read_parameters
+from .methods.solution import Problem, Progress, Solution, unheard
+from .pair import Coefficients, Pair, merged_layers
+from .recipe import Calibration, MergeResult, Recipe, References, sha256_of
+from .store import Store, write_tensors, write_text
+
+_COEFFICIENTS, _RESULT = "coefficients.safetensors", "result.json"
+_VERSIONS = ("ziplora", "torch", "diffusers", "transformers", "safetensors")
+
+
+def finished(store: Store, merge_id: str) -> MergeResult | None:
+    """The result of a merge that is whole in the store."""
+    folder = store.merge(merge_id)
+    try:
+        result = MergeResult.from_json((folder / _RESULT).read_text(encoding="utf-8"))
+        whole = sha256_of(folder / _COEFFICIENTS) == result.coefficients_sha256
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return result if whole else None
+
+
+def read_pair(recipe: Recipe, subject: Path, style: Path) -> Pair:
+    """Both adapters, once their files are those that the recipe names."""
+    layers: list[Mapping[Module, Layer]] = []
+    for role, path, expected in (("subject", subject, recipe.subject_sha256), ("style", style, recipe.style_sha256)):
+        found = sha256_of(path)
+        if found != expected:
+            fact = f"The {role} file {path.name} has the sha256 {found[:12]}…, the recipe names {expected[:12]}…."
+            raise Failure("HASH_MISMATCH", fact, "download it again, or scan and plan again.")
+        layers.append(read(path).layers)
+    return Pair(*layers)
+
+
+def merge(
+    recipe: Recipe,
+    subject: Path,
+    style: Path,
+    backbone: Sdxl,
+    store: Store,
+    subject_references: References | None = None,
+    style_references: References | None = None,
+    progress: Progress = unheard,
+) -> MergeResult:
+    """The finished result from the store, or the merge itself."""
+    found = finished(store, recipe.merge_id)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    if backbone.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(backbone.device)
+    method = method_named(recipe.method)
+    parameters = read_parameters(recipe.method, recipe.parameters)
+    pair = read_pair(recipe, subject, style)
+    for layers in (pair.subject, pair.style):
+        backbone.refuse_misfits(layers)
+    calibrated: list[Calibrated | None] = [None, None]
+    if method.calibrated:
+        calibrated = [
+            _calibrated(recipe.subject_calibration, "subject", subject, backbone, store, subject_references),
+            _calibrated(recipe.style_calibration, "style", style, backbone, store, style_references),
+        ]
+    solution = method.solve(Problem(pair, backbone, *calibrated, recipe.seed, progress), parameters)
+    path = store.merge(recipe.merge_id) / _COEFFICIENTS
+    write_coefficients(path, solution.coefficients, recipe)
+    result = _result(recipe, pair, solution, backbone, path, time.perf_counter() - started)
+    write_text(path.with_name(_RESULT), result.to_json())
+    return result
+
+
+def _calibrated(
+    request: Calibration | None,
+    role: str,
+    adapter: Path,
+    backbone: Sdxl,
+    store: Store,
+    references: References | None,
+) -> Calibrated:
+    if request is None:
+        fact = f"The recipe has no calibration of the {role}, which its method needs."
+        raise Failure("CALIBRATION_MISMATCH", fact, "plan the merge again.")
+    return calibrate(request, adapter, backbone, store, references)
+
+
+def _result(
+    recipe: Recipe, pair: Pair, solution: Solution, backbone: Sdxl, coefficients: Path, seconds: float
+) -> MergeResult:
+    ranks = [
+        sum(layers[module].rank for layers in (pair.subject, pair.style) if module in layers) for module in pair.unet
+    ]
+    return MergeResult(
+        merge_id=recipe.merge_id,
+        losses=solution.losses,
+        movement=solution.coefficients.movement(),
+        subject_mean=_mean(solution.coefficients.subject),
+        style_mean=_mean(solution.coefficients.style),
+        merged=len(pair.merged),
+        passed_through=len(pair.passed_through),
+        left_out=pair.left_out,
+        rank=max(ranks),
+        seconds=seconds,
+        peak_memory_bytes=_peak_memory_bytes(backbone.device),
+        device=torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else backbone.device.type,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        versions=_versions(),
+        coefficients_sha256=sha256_of(coefficients),
+    )
+
+
+def _mean(columns: Mapping[Module, Tensor]) -> float:
+    return float(torch.cat(list(columns.values())).double().mean()) if columns else 1.0
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a checkout that was never installed
+            found[package] = "not installed"
+    return found
+
+
+def write_coefficients(path: Path, coefficients: Coefficients, recipe: Recipe) -> None:
+    """Write both vectors of every layer, in single precision."""
+    sides = {"subject": coefficients.subject, "style": coefficients.style}
+    tensors = {
+        f"{role}.{module.path}": vector.float() for role, columns in sides.items() for module, vector in columns.items()
+    }
+    write_tensors(path, tensors, {"ziplora.merge_id": recipe.merge_id, "ziplora.recipe": recipe.to_json()})
+
+
+def read_coefficients(store: Store, merge_id: str) -> Coefficients:
+    """The coefficients of a finished merge, or a failure if they are not those that were written."""
+    if finished(store, merge_id) is None:
+        fact = f"Merge {merge_id[:12]} has no result, or its coefficients are not those that were written."
+        raise Failure("MERGE_DAMAGED", fact, "run the merge again.")
+    try:
+        tensors = load_file(store.merge(merge_id) / _COEFFICIENTS)
+    except SafetensorError as error:
+        raise Failure("MERGE_DAMAGED", f"The coefficients cannot be read: {error}.", "run the merge again.") from error
+    sides: dict[str, dict[Module, Tensor]] = {"subject": {}, "style": {}}
+    for name, vector in tensors.items():
+        role, _, path = name.partition(".")
+        sides[role][Module("unet", path)] = vector
+    return Coefficients(**sides)
+
+
+def merged_of(
+    recipe: Recipe, subject: Path, style: Path, store: Store, style_strength: float = 1.0
+) -> dict[Module, Layer]:
+    """The layers of a finished merge, from its coefficients and the two parents."""
+    return merged_layers(read_pair(recipe, subject, style), read_coefficients(store, recipe.merge_id), style_strength)

@@ -1,0 +1,111 @@
+"""Two adapters on their way to one: which layers are merged, and the exact low-rank form of the merge.
+
+The rule: coefficients are learned on queries, keys, values and outputs of the UNet's attentions, the paper's layers,
+where both adapters have them. Every other UNet layer (feed-forward, convolution, or only in one adapter) passes
+through as the direct sum. Layers of text encoders are left out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .adapter import Layer
+from .keys import Module
+
+_ATTENTION = re.compile(r".*\.attn[12]\.(?:to_[qkv]|to_out\.0)")
+
+Columns = Mapping[Module, Float[Tensor, " in"]]
+"""Coefficients of one side: a factor for every input feature of its layers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The layers of a subject and a style adapter."""
+
+    subject: Mapping[Module, Layer]
+    style: Mapping[Module, Layer]
+
+    @property
+    def merged(self) -> tuple[Module, ...]:
+        """The layers whose coefficients are learned."""
+        common = self.subject.keys() & self.style.keys()
+        return tuple(sorted(module for module in common if _is_attention(module)))
+
+    @property
+    def unet(self) -> tuple[Module, ...]:
+        """Every layer of the merge."""
+        return tuple(sorted(module for module in self.subject.keys() | self.style.keys() if module.part == "unet"))
+
+    @property
+    def passed_through(self) -> tuple[Module, ...]:
+        """UNet layers that are taken over as the direct sum."""
+        merged = set(self.merged)
+        return tuple(module for module in self.unet if module not in merged)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Layers of text encoders, as `role part.path`."""
+        return tuple(
+            f"{role} {module.part}.{module.path}"
+            for role, layers in (("subject", self.subject), ("style", self.style))
+            for module in sorted(layers)
+            if module.part != "unet"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """m_c and m_s of the layers that have any; a layer without is taken as it is."""
+
+    subject: Columns
+    style: Columns
+
+    def movement(self) -> float:
+        """max |m − 1|."""
+        vectors = [*self.subject.values(), *self.style.values()]
+        return max((float((vector - 1).abs().max()) for vector in vectors), default=0.0)
+
+
+def _is_attention(module: Module) -> bool:
+    return module.part == "unet" and _ATTENTION.fullmatch(module.path) is not None
+
+
+def scale_columns(
+    down: Float[Tensor, "rank in *kernel"], factors: Float[Tensor, " in"]
+) -> Float[Tensor, "rank in *kernel"]:
+    """A · diag(m): every input feature by its own factor."""
+    return down * factors.view(1, -1, *(1 for _ in down.shape[2:]))
+
+
+def scaled_factors(layer: Layer, factors: Float[Tensor, " in"] | None) -> tuple[Tensor, Tensor]:
+    """A · diag(m) and scale · B of one adapter's layer."""
+    down = layer.down if factors is None else scale_columns(layer.down, factors)
+    return down, layer.scale * layer.up
+
+
+def stacked(
+    parts: list[tuple[Float[Tensor, "rank in *kernel"], Float[Tensor, "out rank"]]],
+) -> tuple[Float[Tensor, "ranks in *kernel"], Float[Tensor, "out ranks"]]:
+    """[A_c ; A_s] and [B_c, B_s]: the sum of two low-rank changes is one, of both ranks together."""
+    downs = [down for down, _ in parts]
+    if len({down.dim() for down in downs}) > 1:  # a convolution of one pixel, written as a matrix by one of the two
+        downs = [down.flatten(1) for down in downs]
+    return torch.cat(downs), torch.cat([up for _, up in parts], dim=1)
+
+
+def merged_layers(pair: Pair, coefficients: Coefficients, style_strength: float = 1.0) -> dict[Module, Layer]:
+    """The merge as one LoRA of rank r_c + r_s, alpha = rank; `style_strength` is the paper's w_s."""
+    layers: dict[Module, Layer] = {}
+    for module in pair.unet:
+        parts = []
+        if module in pair.subject:
+            parts.append(scaled_factors(pair.subject[module], coefficients.subject.get(module)))
+        if module in pair.style:
+            down, up = scaled_factors(pair.style[module], coefficients.style.get(module))
+            parts.append((down * style_strength, up))
+        layers[module] = Layer(*stacked(parts), scale=1.0)
+    return layers
