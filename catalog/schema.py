@@ -31,6 +31,9 @@ from catalog.errors import CatalogueError
 from catalog.facts import AdapterStatus, MergeStatus, PublicationStatus, Role
 from catalog.migrations import check_revision, upgrade
 
+Catalogue = Engine
+"""An open catalogue."""
+
 _BUSY_SECONDS = 30
 _DAMAGED = ("file is not a database", "database disk image is malformed")
 _FULL = ("database or disk is full", "no space left on device")
