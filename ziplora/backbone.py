@@ -1,7 +1,7 @@
 """A base model of the SDXL family: what a merge needs of it, behind a small protocol; the only door to diffusers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -58,8 +58,7 @@ class Backbone(Protocol):
         """The UNet's output, whatever the base was trained to predict."""
         ...
 
-    @contextmanager
-    def branched(self, branches: Mapping[Module, Branch]) -> Iterator[None]:
+    def branched(self, branches: Mapping[Module, Branch]) -> AbstractContextManager[None]:
         """The model with these branches beside its modules; afterwards exactly as before."""
         ...
 
@@ -152,7 +151,8 @@ class Sdxl:
                 latents.append(vae.encode(image_pm1).latent_dist.mode().cpu())
         finally:
             nn.Module.to(vae, stored)
-        return torch.cat(latents) * vae.config.scaling_factor
+        scaled: Tensor = torch.cat(latents) * vae.config.scaling_factor
+        return scaled
 
     def add_noise(
         self,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .adapter import Layer, read
-from .backbone import Condition, Sdxl, as_bytes
+from .backbone import Backbone, Condition, Sdxl, as_bytes
 from .failure import Failure
 from .keys import Module
 from .recipe import Calibration, Drawing, References, sha256_of
@@ -119,7 +119,7 @@ def _predicted(
 
 @torch.no_grad()
 def predict_all(
-    backbone: Sdxl, noisy: Float[Tensor, "samples c h w"], timesteps: Int[Tensor, " samples"], condition: Condition
+    backbone: Backbone, noisy: Float[Tensor, "samples c h w"], timesteps: Int[Tensor, " samples"], condition: Condition
 ) -> Float[Tensor, "samples c h w"]:
     """The UNet's output for all samples of one prompt, on the CPU, in single precision at least."""
     device, outputs = backbone.device, []

@@ -66,7 +66,7 @@ def _shaped(module: Module, layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def _diffusers_tensors(layers: Mapping[Module, Layer]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, layer in layers.items():
         down, up = _shaped(module, layer)
         tensors |= {diffusers_key(module, "down"): down, diffusers_key(module, "up"): up}
@@ -88,7 +88,7 @@ def _diffusers_metadata(ranks: Mapping[Module, int], alpha: int) -> dict[str, st
 
 def _kohya_tensors(layers: Mapping[Module, Layer], alpha: int) -> dict[str, Tensor]:
     """One alpha for all layers, the rest of the scale in `up`: diffusers reads only the commonest alpha of a file."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, layer in layers.items():
         down, up = _shaped(module, layer)
         tensors |= {

@@ -78,7 +78,7 @@ def merge(
             _calibrated(recipe.subject_calibration, "subject", subject, backbone, store, subject_references),
             _calibrated(recipe.style_calibration, "style", style, backbone, store, style_references),
         ]
-    solution = method.solve(Problem(pair, backbone, *calibrated, recipe.seed, progress), parameters)
+    solution = method.solve(Problem(pair, backbone, calibrated[0], calibrated[1], recipe.seed, progress), parameters)
     path = store.merge(recipe.merge_id) / _COEFFICIENTS
     write_coefficients(path, solution.coefficients, recipe)
     result = _result(recipe, pair, solution, backbone, path, time.perf_counter() - started)

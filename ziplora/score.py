@@ -127,7 +127,7 @@ def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
             _missing(spec, f"it is a {kind} model, and {spec.metric} needs CLIP's")
         if spec.metric == "clip-t" and kind != "clip":
             _missing(spec, "it reads no text, which clip-t needs")
-        classes = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
+        classes: dict[str, Any] = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
         model = classes.get(kind, AutoModel).from_pretrained(source, revision=spec.revision, dtype=torch.float32)
         processor = AutoImageProcessor.from_pretrained(source, revision=spec.revision, backend="pil")
         reads_text = spec.metric == "clip-t"

@@ -11,16 +11,17 @@ from PIL import Image
 from torch import nn
 
 from ziplora.backbone import Sdxl, load_backbone
-from ziplora.recipe import Calibration, References, sha256_of
+from ziplora.methods import METHODS, complete_parameters
+from ziplora.recipe import Calibration, Parameter, Recipe, References, sha256_of
 from ziplora.store import Store
 from ziplora.tinyworld.autoencoder import build_autoencoder
 from ziplora.tinyworld.base import build_pipeline
-from ziplora.tinyworld.repository import AdapterFacts, Dialect, TrainedLayer, weights_name, write_repository
+from ziplora.tinyworld.repository import AdapterFacts, Dialect, Layers, TrainedLayer, weights_name, write_repository
 
 SIDE = 64
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-BASE = {"base_model": "test/base", "base_revision": "1"}
+BASE_MODEL, BASE_REVISION = "test/base", "1"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Lora:
     path: Path
     prompt: str
     references: References
+    unet: Layers
+    """What was written into the file."""
 
     @property
     def sha256(self) -> str:
@@ -38,7 +41,8 @@ class Lora:
     def calibration(self, samples: int = 4, seed: int = 0) -> Calibration:
         return Calibration(
             self.sha256,
-            **BASE,
+            BASE_MODEL,
+            BASE_REVISION,
             prompt=self.prompt,
             references_sha256=self.references.sha256,
             samples=samples,
@@ -107,11 +111,11 @@ def make_lora(backbone: Sdxl, tmp_path_factory: pytest.TempPathFactory) -> MakeL
         text_ends: Sequence[str] = (),
     ) -> Lora:
         folder = tmp_path_factory.mktemp(name)
-        facts = AdapterFacts(name, "subject", f"a sks {name}", None, BASE["base_model"], 2, dialect)
+        facts = AdapterFacts(name, "subject", f"a sks {name}", None, BASE_MODEL, 2, dialect)
         unet = random_layers(backbone.pipeline.unet, ends, ranks, alphas, seed)
         text = random_layers(backbone.pipeline.text_encoder, text_ends, ranks, alphas, seed + 1)
         path = write_repository(folder, facts, unet, text, []) / weights_name(facts)
-        return Lora(path, facts.trigger_prompt, random_pictures(folder / "pictures", 2, seed))
+        return Lora(path, facts.trigger_prompt, random_pictures(folder / "pictures", 2, seed), unet)
 
     return make
 
@@ -125,6 +129,22 @@ def subject(make_lora: MakeLora) -> Lora:
 def style(make_lora: MakeLora) -> Lora:
     """Of another dialect, mixed ranks and alphas, with feed-forward and text layers besides."""
     return make_lora("neon", "kohya", ATTENTION + FEED_FORWARD, (8, 2), (4.0,), seed=11, text_ends=("q_proj",))
+
+
+def recipe_of(subject: Lora, style: Lora, method: str = "ziplora", seed: int = 0, **parameters: Parameter) -> Recipe:
+    """A small recipe of two LoRAs."""
+    calibrated = METHODS[method].calibrated
+    return Recipe(
+        subject.sha256,
+        style.sha256,
+        BASE_MODEL,
+        BASE_REVISION,
+        method,
+        complete_parameters(method, parameters),
+        subject.calibration() if calibrated else None,
+        style.calibration() if calibrated else None,
+        seed,
+    )
 
 
 @pytest.fixture

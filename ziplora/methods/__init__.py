@@ -45,7 +45,7 @@ def complete_parameters(name: str, given: Mapping[str, Parameter]) -> dict[str, 
 def read_parameters(name: str, given: Mapping[str, Parameter]) -> Any:
     """The method's own parameters object from a recipe's mapping."""
     kind = method_named(name).parameters
-    known = {field.name: field.default for field in fields(kind)}
+    known: dict[str, Any] = {field.name: field.default for field in fields(kind)}
     for parameter, value in given.items():
         if parameter not in known:
             fact = f"Method {name} has no parameter {parameter!r}{_nearest(parameter, known)}."

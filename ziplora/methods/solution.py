@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ziplora.backbone import Sdxl
+from ziplora.backbone import Backbone
 from ziplora.calibration import Calibrated
 from ziplora.failure import Failure
 from ziplora.pair import Coefficients, Pair
@@ -23,7 +23,7 @@ class Problem:
     """Two adapters to merge on a base."""
 
     pair: Pair
-    backbone: Sdxl
+    backbone: Backbone
     subject: Calibrated | None
     style: Calibrated | None
     """None for a method that needs no calibration."""

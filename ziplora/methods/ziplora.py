@@ -84,7 +84,7 @@ class Student:
 
     def refresh(self) -> None:
         """Let the branches see the vector as it is now; before every forward pass."""
-        self._vectors = self.flat.split(self.widths * 2)
+        self._vectors = torch.split(self.flat, self.widths * 2)
 
     def predict(
         self, sides: tuple[Calibrated, Calibrated], rows: tuple[Int[Tensor, " some"], Int[Tensor, " some"]]
@@ -100,7 +100,8 @@ class Student:
         noisy = torch.cat([side.noisy[chosen] for side, chosen in zip(sides, rows, strict=True)]).to(device)
         timesteps = torch.cat([side.timesteps[chosen] for side, chosen in zip(sides, rows, strict=True)]).to(device)
         self.refresh()
-        subject, style = self._backbone.predict(noisy, timesteps, condition).split([len(chosen) for chosen in rows])
+        predicted = self._backbone.predict(noisy, timesteps, condition)
+        subject, style = torch.split(predicted, [len(chosen) for chosen in rows])
         return subject, style
 
     def third_term(self, form: str) -> Float[Tensor, ""]:
@@ -119,7 +120,7 @@ class Student:
 
     def coefficients(self) -> Coefficients:
         """What was learned so far, on the CPU."""
-        vectors = [vector.clone() for vector in self.flat.detach().cpu().split(self.widths * 2)]
+        vectors = [vector.clone() for vector in torch.split(self.flat.detach().cpu(), self.widths * 2)]
         count = len(self.modules)
         subject: Mapping[Module, Tensor] = dict(zip(self.modules, vectors[:count], strict=True))
         return Coefficients(subject, dict(zip(self.modules, vectors[count:], strict=True)))

@@ -1,0 +1,115 @@
+"""What changes a result is in its id, what does not is not; records read back as they were."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ziplora.recipe import (
+    Calibration,
+    Drawing,
+    Losses,
+    MergeResult,
+    PreviewRequest,
+    Recipe,
+    References,
+    Single,
+    folder_revision,
+)
+
+CALIBRATION = Calibration("a" * 64, "org/base", "1", "a sks robot", None)
+RECIPE = Recipe(
+    "a" * 64, "b" * 64, "org/base", "1", "ziplora", {"steps": 100, "balanced": True}, CALIBRATION, CALIBRATION
+)
+OTHER: dict[str, Any] = {
+    "subject_sha256": "c" * 64,
+    "style_sha256": "c" * 64,
+    "base_model": "org/other",
+    "base_revision": "2",
+    "method": "direct",
+    "parameters": {"steps": 99, "balanced": True},
+    "subject_calibration": replace(CALIBRATION, seed=1),
+    "style_calibration": None,
+    "seed": 1,
+    "version": 0,
+    "adapter_sha256": "c" * 64,
+    "prompt": "a sks fish",
+    "references_sha256": "d" * 64,
+    "samples": 17,
+    "side": 512,
+    "pictures": 9,
+    "steps": 21,
+    "guidance": 6.0,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_every_fact_of_a_recipe_is_in_its_id(field: str) -> None:
+    assert replace(RECIPE, **{field: OTHER[field]}).merge_id != RECIPE.merge_id
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Calibration)])
+def test_every_fact_of_a_calibration_is_in_its_id(field: str) -> None:
+    assert replace(CALIBRATION, **{field: OTHER[field]}).calibration_id != CALIBRATION.calibration_id
+
+
+@pytest.mark.parametrize("field", ["pictures", "steps", "guidance"])
+def test_how_pictures_are_drawn_means_nothing_when_there_are_references(field: str) -> None:
+    given = replace(CALIBRATION, references_sha256="d" * 64)
+    assert replace(given, **{field: OTHER[field]}).calibration_id == given.calibration_id
+
+
+def test_the_order_of_parameters_is_not_in_the_id() -> None:
+    turned = replace(RECIPE, parameters=dict(reversed(RECIPE.parameters.items())))
+    assert turned.merge_id == RECIPE.merge_id
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, subject_calibration=None, style_calibration=None)])
+def test_a_recipe_reads_back(recipe: Recipe) -> None:
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe
+    assert again.merge_id == recipe.merge_id
+
+
+@pytest.mark.parametrize("losses", [None, Losses(2.5, 1.0, 0.5, 0.25, ((0, 2.5, 1.0, 56.0), (99, 0.5, 0.25, 50.0)))])
+def test_a_result_reads_back(losses: Losses | None) -> None:
+    result = MergeResult(
+        "f" * 64, losses, 0.5, 0.9, 1.1, 56, 14, ("style text_encoder.text_model.x",), 12, 1.5, 10, "cpu", "float32",
+        {"torch": "2.13.0"}, "e" * 64,
+    )  # fmt: skip
+    assert MergeResult.from_json(result.to_json()) == result
+
+
+def test_references_are_known_by_their_bytes_in_order(tmp_path: Path) -> None:
+    paths = tuple(tmp_path / name for name in "ab")
+    for path in paths:
+        path.write_text(path.name)
+    moved = tmp_path / "c"
+    moved.write_text("a")
+    assert References(paths, "samples").sha256 == References((moved, paths[1]), "samples").sha256
+    assert References(paths, "samples").sha256 != References(paths[::-1], "samples").sha256
+
+
+def test_a_folder_is_known_by_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    first = folder_revision(tmp_path)
+    assert folder_revision(tmp_path) == first
+    (tmp_path / "unet" / "config.json").write_text("{ }")
+    assert folder_revision(tmp_path) != first
+
+
+def test_every_prompt_is_drawn_with_every_seed_once() -> None:
+    request = PreviewRequest(("a", "b", "a"), (1, 2), Drawing())
+    assert request.wanted == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+
+
+def test_the_base_alone_and_each_lora_have_their_own_folder() -> None:
+    base = Single(None, "org/base", "1", Drawing())
+    ids = {
+        base.single_id,
+        replace(base, adapter_sha256="a" * 64).single_id,
+        replace(base, drawing=Drawing(steps=31)).single_id,
+    }
+    assert len(ids) == 3
