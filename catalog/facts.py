@@ -17,6 +17,14 @@ PUBLICATION_ORDER: tuple[PublicationStatus, ...] = get_args(PublicationStatus)
 
 FAILURES_TO_BLOCK = 3
 
+SUBJECT_METRIC, STYLE_METRIC, TEXT_METRIC = "dino", "clip-i", "clip-t"
+"""What a picture is held against: the subject's pictures, the style's, its prompt. The first two make a ranking."""
+
+
+def metric_of(scorer_id: str) -> str:
+    """The metric that a scorer's id begins with."""
+    return scorer_id.partition(":")[0]
+
 
 def key(*parts: str | int) -> str:
     """The key of what these parts name together: as JSON first, so that no two lists of parts run into one."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Engine, Subquery, case, func, select
+from sqlalchemy import ColumnElement, Engine, Subquery, and_, case, false, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from catalog.facts import Alias, MergeStatus, Reason, Role
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Alias, MergeStatus, Reason, Role, metric_of
+from catalog.licence import combine
+from catalog.names import adapter_names
 from catalog.schema import Adapter, Failure, Merge, Refusal, Request, Score, reading
 from catalog.schema import Alias as AliasRow
 
@@ -39,6 +41,17 @@ class RankedMerge:
     style: str
     method: str
     score_01: float
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A ranked merge with the names of its adapters and the licence that it carries."""
+
+    merge: RankedMerge
+    subject_name: str
+    style_name: str
+    licence: str | None
+    """None: a licence is not known, and the merge is not for others."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,65 @@ def best_subjects_for(engine: Engine, style: str, scorers: Collection[str], limi
 def best_method_per_pair(engine: Engine, scorers: Collection[str]) -> list[RankedMerge]:
     """For each pair, the merge by the method that did best."""
     return _best(engine, scorers, Merge.status == "done", (Merge.subject, Merge.style), None)
+
+
+def ranking_scorers(engine: Engine) -> tuple[str, ...]:
+    """The scorers by which most finished merges can be ranked: one for subjects, one for styles."""
+    merges = func.count(Score.merge_id.distinct())
+    counted = select(Score.scorer_id, merges).join(Merge, Merge.merge_id == Score.merge_id)
+    counted = counted.where(Merge.status == "done").group_by(Score.scorer_id)
+    with reading(engine).connect() as connection:
+        used = connection.execute(counted.order_by(merges, func.max(Score.scored_at), Score.scorer_id)).all()
+    most_used = {metric_of(scorer): scorer for scorer, _ in used}
+    return tuple(most_used[metric] for metric in (SUBJECT_METRIC, STYLE_METRIC) if metric in most_used)
+
+
+def pick(
+    engine: Engine,
+    scorers: Collection[str],
+    *,
+    subject: str | None = None,
+    style: str | None = None,
+    method: str | None = None,
+    licence: str | None = None,
+    least_score: float = 0.0,
+    limit: int = 20,
+) -> list[Picked]:
+    """The finished merges with these adapters (sha256), method and licence that score enough, the best first."""
+    wanted = ((Merge.subject, subject), (Merge.style, style), (Merge.method, method))
+    chosen = [column == value for column, value in wanted if value is not None]
+    licences = _licences(engine)
+    if licence is not None:
+        chosen.append(_under(licence, set(licences.values())))
+    ranked = _best(engine, scorers, and_(Merge.status == "done", *chosen), (Merge.merge_id,), limit)
+    names = adapter_names(engine)
+    return [
+        Picked(merge, names[merge.subject], names[merge.style], _merged_licence(licences, merge.subject, merge.style))
+        for merge in ranked
+        if merge.score_01 >= least_score
+    ]
+
+
+def _licences(engine: Engine) -> dict[str, str | None]:
+    with reading(engine).connect() as connection:
+        return {row.sha256: row.licence for row in connection.execute(select(Adapter.sha256, Adapter.licence))}
+
+
+def _merged_licence(licences: Mapping[str, str | None], subject: str, style: str) -> str | None:
+    merged = combine(licences[subject], licences[style], allow_unknown=True)
+    return None if isinstance(merged, Reason) else merged
+
+
+def _under(licence: str, known: Collection[str | None]) -> ColumnElement[bool]:
+    """Merges of adapters whose licences together make this one."""
+
+    def adapters(under: str | None) -> Any:
+        return select(Adapter.sha256).where(Adapter.licence == under)
+
+    pairs = [(one, other) for one in known for other in known if one and other and combine(one, other) == licence]
+    return or_(
+        false(), *(and_(Merge.subject.in_(adapters(one)), Merge.style.in_(adapters(other))) for one, other in pairs)
+    )
 
 
 def failures_of(engine: Engine, night_id: str) -> list[Trouble]:

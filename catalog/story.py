@@ -1,0 +1,243 @@
+"""All that is known of one adapter, one merge or one night, told in order."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, func, or_, select
+
+from catalog.errors import CatalogueError
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, metric_of
+from catalog.names import adapter_names, find_adapter, find_merge, short
+from catalog.schema import Adapter, Alias, Failure, Merge, Night, Publication, Refusal, Score, reading
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, in one sentence."""
+
+    happened_at: datetime
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """One item: what it is, what became of it, and how."""
+
+    kind: Literal["adapter", "merge", "refused file"]
+    item: str
+    """Its id; of a refused file the repository."""
+    name: str
+    status: str
+    facts: Mapping[str, Any]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What one scorer saw in all pictures of a merge, as means."""
+
+    scorer_id: str
+    pictures: int
+    value: float | None
+    floor: float | None
+    ceiling: float | None
+    position: float | None
+    """None unless every picture has one."""
+    reason: str | None
+    """Why there is no position."""
+    scored_at: datetime
+
+    @property
+    def metric(self) -> str:
+        return metric_of(self.scorer_id)
+
+
+@dataclass(frozen=True)
+class NightSummary:
+    """A night in numbers."""
+
+    night_id: str
+    started_at: datetime
+    finished_at: datetime | None
+    done: int
+    """Merges finished in it."""
+    merge_seconds: float
+    failed: Mapping[str, int]
+    """Failed tries by code."""
+    refused: Mapping[str, int]
+    """Refused files by code."""
+    summary: Mapping[str, Any]
+    """What the flow said at its end."""
+
+
+def scores_by_merge(engine: Engine, merge_id: str | None = None) -> dict[str, tuple[ScoreSummary, ...]]:
+    """For each merge (or this one) the latest scorer of each metric."""
+    table = Score
+    position_of_all = func.count(table.position) == func.count()
+    means = (func.avg(column) for column in (table.value, table.floor, table.ceiling, table.position))
+    rows = select(
+        table.merge_id,
+        table.scorer_id,
+        func.count().label("pictures"),
+        *means,
+        position_of_all.label("placed"),
+        func.max(table.reason).label("reason"),
+        func.max(table.scored_at).label("scored_at"),
+    )
+    rows = rows.group_by(table.merge_id, table.scorer_id).order_by(func.max(table.scored_at), table.scorer_id)
+    if merge_id is not None:
+        rows = rows.where(table.merge_id == merge_id)
+    latest: dict[str, dict[str, ScoreSummary]] = {}
+    with reading(engine).connect() as connection:
+        for merge, scorer, pictures, value, floor, ceiling, position, placed, reason, scored_at in connection.execute(
+            rows
+        ):
+            seen = ScoreSummary(
+                scorer, pictures, value, floor, ceiling, position if placed else None, reason, scored_at
+            )
+            latest.setdefault(merge, {})[seen.metric] = seen
+    return {merge: tuple(by_metric[metric] for metric in sorted(by_metric)) for merge, by_metric in latest.items()}
+
+
+def score_01(scores: tuple[ScoreSummary, ...]) -> float | None:
+    """The harmonic mean of a merge's subject and style positions, cut to 0 … 1; None when one of them is missing."""
+    found = {score.metric: score.position for score in scores}
+    subject, style = found.get(SUBJECT_METRIC), found.get(STYLE_METRIC)
+    if subject is None or style is None:
+        return None
+    subject, style = min(1.0, max(0.0, subject)), min(1.0, max(0.0, style))
+    return 2 * subject * style / (subject + style) if subject and style else 0.0
+
+
+def latest_night(engine: Engine) -> str | None:
+    """The night that began last; None before the first."""
+    with reading(engine).connect() as connection:
+        return connection.scalar(select(Night.night_id).order_by(Night.started_at.desc(), Night.night_id.desc()))
+
+
+def night_summary(engine: Engine, night_id: str) -> NightSummary:
+    """What a night did, counted."""
+    done = select(func.count(), func.sum(Merge.seconds)).where(Merge.night_id == night_id, Merge.status == "done")
+    with reading(engine).connect() as connection:
+        night = connection.execute(select(Night).where(Night.night_id == night_id)).first()
+        if night is None:
+            raise CatalogueError(
+                "NIGHT_UNKNOWN", f"There was no night {night_id!a}. See the gallery for those there were."
+            )
+        finished, seconds = connection.execute(done).one()
+        by_code = [
+            Counter(connection.scalars(select(table.code).where(table.night_id == night_id)))
+            for table in (Failure, Refusal)
+        ]
+    return NightSummary(
+        night_id,
+        night.started_at,
+        night.finished_at,
+        finished,
+        seconds or 0.0,
+        *map(_most_first, by_code),
+        night.summary or {},
+    )
+
+
+def _most_first(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def story_of(engine: Engine, said: str) -> Story:
+    """The story of the adapter, merge or refused repository that is meant by a name or the beginning of an id."""
+    for find, tell in ((find_adapter, adapter_story), (find_merge, merge_story)):
+        try:
+            return tell(engine, find(engine, said))
+        except CatalogueError as error:
+            if error.code != "NAME_UNKNOWN":
+                raise
+    refused = _refusals(engine, said)
+    if not refused:
+        raise CatalogueError("NAME_UNKNOWN", f"Nothing is called {said!a}, and no id begins so. See: ziplora pick")
+    return Story(
+        "refused file", refused[-1][0], short(refused[-1][0]), "rejected", {}, tuple(event for _, event in refused)
+    )
+
+
+def _refusals(engine: Engine, said: str, sha256: str | None = None) -> list[tuple[str, Event]]:
+    """Repositories of this name, or with this file, with every time they were refused."""
+    table = Refusal
+    meant = or_(
+        table.repository == said, table.repository.endswith(f"/{said}", autoescape=True), table.sha256 == sha256
+    )
+    with reading(engine).connect() as connection:
+        rows = connection.execute(select(table).where(meant).order_by(table.refused_at, table.refusal_id)).all()
+    return [(row.repository, Event(row.refused_at, _because(f"Refused {row.repository}", row))) for row in rows]
+
+
+def _because(what: str, row: Any) -> str:
+    return f"{what}: {_reason(row).code}. {row.fact} Next: {row.next_step}"
+
+
+def _reason(row: Any) -> Reason:
+    return Reason(row.code, row.fact, row.next_step)
+
+
+def adapter_story(engine: Engine, sha256: str) -> Story:
+    """Where an adapter was seen, what was refused of it, what was merged from it."""
+    with reading(engine).connect() as connection:
+        row = connection.execute(select(Adapter).where(Adapter.sha256 == sha256)).one()
+        places = connection.execute(select(Alias).where(Alias.sha256 == sha256)).all()
+        merges = select(Merge.status, func.count(), func.max(Merge.finished_at))
+        mine = or_(Merge.subject == sha256, Merge.style == sha256)
+        counts = connection.execute(merges.where(mine).group_by(Merge.status)).all()
+    name = adapter_names(engine)[sha256]
+    events = [Event(row.first_seen_at, "First seen.")]
+    events += [
+        Event(place.seen_at, f"Seen as {place.repository}@{place.revision}/{place.file_name}.") for place in places
+    ]
+    events += [event for _, event in _refusals(engine, places[0].repository if places else sha256, sha256)]
+    events += [
+        Event(finished or row.last_seen_at, f"{count} merges are {status}.") for status, count, finished in counts
+    ]
+    facts = {"role": row.role, "licence": row.licence, **row.facts}
+    return Story("adapter", sha256, name, row.status, facts, _in_order(events))
+
+
+def merge_story(engine: Engine, merge_id: str) -> Story:
+    """How a merge came about: tries, result, scores, publications."""
+    names = adapter_names(engine)
+    with reading(engine).connect() as connection:
+        row = connection.execute(select(Merge).where(Merge.merge_id == merge_id)).one()
+        events = _failures(connection, merge_id) + _publications(connection, merge_id)
+    scores = scores_by_merge(engine, merge_id).get(merge_id, ())
+    if row.finished_at is not None:
+        events.append(
+            Event(row.finished_at, f"Merged in {row.seconds:.1f} s; coefficients moved by {row.movement:.3g}.")
+        )
+    events += [
+        Event(score.scored_at, f"{score.scorer_id}: {_placed(score)}, {score.pictures} pictures.") for score in scores
+    ]
+    facts = {"subject": row.subject, "style": row.style, "method": row.method, "recipe": row.recipe}
+    facts |= {"score_01": score_01(scores), "night": row.night_id, "attempts": row.attempts}
+    if row.code is not None:
+        facts |= vars(_reason(row))
+    name = f"{names[row.subject]} × {names[row.style]} · {row.method}"
+    return Story("merge", merge_id, name, row.status, facts, _in_order(events))
+
+
+def _placed(score: ScoreSummary) -> str:
+    return f"not placed ({score.reason})" if score.position is None else f"position {score.position:.2f}"
+
+
+def _failures(connection: Connection, merge_id: str) -> list[Event]:
+    rows = connection.execute(select(Failure).where(Failure.merge_id == merge_id))
+    return [Event(row.failed_at, _because("Failed", row)) for row in rows]
+
+
+def _publications(connection: Connection, merge_id: str) -> list[Event]:
+    rows = connection.execute(select(Publication).where(Publication.merge_id == merge_id))
+    return [Event(row.changed_at, f"{row.repository}: {row.status} {row.commit or ''}".strip() + ".") for row in rows]
+
+
+def _in_order(events: list[Event]) -> tuple[Event, ...]:
+    return tuple(sorted(events, key=lambda event: (event.happened_at, event.sentence)))
