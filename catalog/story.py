@@ -128,19 +128,12 @@ def night_summary(engine: Engine, night_id: str) -> NightSummary:
                 "NIGHT_UNKNOWN", f"There was no night {night_id!a}. See the gallery for those there were."
             )
         finished, seconds = connection.execute(done).one()
-        by_code = [
-            Counter(connection.scalars(select(table.code).where(table.night_id == night_id)))
+        failed, refused = (
+            _most_first(Counter(connection.scalars(select(table.code).where(table.night_id == night_id))))
             for table in (Failure, Refusal)
-        ]
-    return NightSummary(
-        night_id,
-        night.started_at,
-        night.finished_at,
-        finished,
-        seconds or 0.0,
-        *map(_most_first, by_code),
-        night.summary or {},
-    )
+        )
+    began, ended, said = night.started_at, night.finished_at, night.summary or {}
+    return NightSummary(night_id, began, ended, finished, seconds or 0.0, failed, refused, said)
 
 
 def _most_first(counts: Counter[str]) -> dict[str, int]:
@@ -166,11 +159,10 @@ def story_of(engine: Engine, said: str) -> Story:
 def _refusals(engine: Engine, said: str, sha256: str | None = None) -> list[tuple[str, Event]]:
     """Repositories of this name, or with this file, with every time they were refused."""
     table = Refusal
-    meant = or_(
-        table.repository == said, table.repository.endswith(f"/{said}", autoescape=True), table.sha256 == sha256
-    )
+    meant = [table.repository == said, table.repository.endswith(f"/{said}", autoescape=True)]
+    meant += [] if sha256 is None else [table.sha256 == sha256]
     with reading(engine).connect() as connection:
-        rows = connection.execute(select(table).where(meant).order_by(table.refused_at, table.refusal_id)).all()
+        rows = connection.execute(select(table).where(or_(*meant)).order_by(table.refused_at, table.refusal_id)).all()
     return [(row.repository, Event(row.refused_at, _because(f"Refused {row.repository}", row))) for row in rows]
 
 
@@ -211,9 +203,8 @@ def merge_story(engine: Engine, merge_id: str) -> Story:
         events = _failures(connection, merge_id) + _publications(connection, merge_id)
     scores = scores_by_merge(engine, merge_id).get(merge_id, ())
     if row.finished_at is not None:
-        events.append(
-            Event(row.finished_at, f"Merged in {row.seconds:.1f} s; coefficients moved by {row.movement:.3g}.")
-        )
+        took = f"Merged in {row.seconds or 0:.1f} s; the coefficients moved by {row.movement or 0:.3g}."
+        events.append(Event(row.finished_at, took))
     events += [
         Event(score.scored_at, f"{score.scorer_id}: {_placed(score)}, {score.pictures} pictures.") for score in scores
     ]
