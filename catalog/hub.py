@@ -190,11 +190,12 @@ class Hub:
                 return None
             raise
 
-    def published_hashes(self, name: str, commit: str) -> Mapping[str, str]:
-        """The files of a repository that the Hub keeps by sha256."""
+    def published_files(self, name: str, commit: str) -> Mapping[str, str | None]:
+        """The files of a repository with their sha256, where the Hub keeps it."""
         with _in_plain_words(name, commit):
-            files = self._api.list_repo_tree(name, recursive=True, revision=commit)
-            return {file.path: file.lfs.sha256 for file in files if isinstance(file, RepoFile) and file.lfs}
+            entries = self._api.list_repo_tree(name, recursive=True, revision=commit)
+            files = [entry for entry in entries if isinstance(entry, RepoFile)]
+            return {file.path: file.lfs.sha256 if file.lfs else None for file in files}
 
     def check_card(self, card: str) -> None:
         """Refused when the Hub would not take this README.md."""
@@ -220,6 +221,11 @@ class Hub:
         ]
         with _in_plain_words(name):
             return self._api.create_commit(name, adds, commit_message=message, parent_commit=parent).oid
+
+    def tag(self, name: str, commit: str, tag: str) -> None:
+        """Give a commit a name of its own; nothing happens if it has it."""
+        with _in_plain_words(name, commit):
+            self._api.create_tag(name, tag=tag, revision=commit, exist_ok=True)
 
 
 def _place(candidate: Candidate) -> str:

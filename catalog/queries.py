@@ -239,3 +239,10 @@ def open_requests(engine: Engine) -> list[OpenRequest]:
     waiting = select(Request).where(Request.closed_at.is_(None)).order_by(Request.requested_at, Request.request_id)
     with reading(engine).connect() as connection:
         return [OpenRequest(row.subject, row.style, row.requested_at) for row in connection.execute(waiting)]
+
+
+def seconds_by_method(engine: Engine) -> dict[str, float]:
+    """What a finished merge took on average, by method."""
+    mean = select(Merge.method, func.avg(Merge.seconds)).where(Merge.status == "done").group_by(Merge.method)
+    with reading(engine).connect() as connection:
+        return {method: seconds for method, seconds in connection.execute(mean) if seconds is not None}

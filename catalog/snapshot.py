@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 from sqlalchemy import JSON, BigInteger, Connection, DateTime, Double, Engine, Integer, Table, select
 
+from catalog.errors import CatalogueError
 from catalog.schema import Base, reading
 
 _DUCKDB_TYPES = (
@@ -140,3 +141,16 @@ def export_parquet(snapshot: Path, folder: Path) -> list[Path]:
                 new.replace(target)
             written.append(target)
     return written
+
+
+def ask(snapshot: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The answer of a snapshot to a question in SQL: names of the columns, and rows."""
+    if not snapshot.is_file():
+        raise CatalogueError("SNAPSHOT_MISSING", f"There is no snapshot {snapshot}: run a night first.")
+    try:
+        with duckdb.connect(snapshot, read_only=True) as connection:
+            answer = connection.execute(sql)
+            return [column[0] for column in answer.description or ()], answer.fetchall()
+    except duckdb.Error as error:
+        said = str(error).strip().split("\n")[0].rstrip(".")
+        raise CatalogueError("SQL", f"{said}. See: ziplora query 'SHOW TABLES'") from error

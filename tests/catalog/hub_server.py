@@ -1,0 +1,356 @@
+"""A Hub on this machine that the real client talks to: repositories from folders, commits kept in memory."""
+
+import hashlib
+import json
+import re
+import threading
+import urllib.parse
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOKEN = "hf_CANARY0123456789"
+_LFS = (".safetensors", ".bin", ".png")
+Files = dict[str, bytes]
+
+
+def sha256(content: bytes) -> str:
+    """What the Hub knows a large file by."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Repository:
+    """Commits from old to new, each with all its files."""
+
+    commits: dict[str, Files] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    private: bool = False
+    gated: bool = False
+    tampered: set[str] = field(default_factory=set)
+    """Files that come with a bit flipped."""
+
+    @property
+    def head(self) -> str:
+        return list(self.commits)[-1]
+
+    def add(self, files: Files) -> str:
+        """A commit of these files."""
+        content = json.dumps([[name, sha256(data)] for name, data in sorted(files.items())])
+        commit = hashlib.sha1(f"{len(self.commits)} {content}".encode()).hexdigest()
+        self.commits[commit] = dict(files)
+        return commit
+
+    def commit_of(self, revision: str) -> str | None:
+        found = self.head if revision == "main" else self.tags.get(revision, revision)
+        return found if found in self.commits else None
+
+
+@dataclass
+class HubServer:
+    """The repositories, and what was asked of them."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    """Method and path of every request."""
+    sent_bytes: int = 0
+    """Of file contents."""
+    uploads: Files = field(default_factory=dict)
+    page: int = 100
+    failing: dict[str, int] = field(default_factory=dict)
+    """Part of a path to the status that answers it."""
+    swallow_commit_answers: int = 0
+    """So many commits are made and answered with 500."""
+    endpoint: str = ""
+
+    def add_folder(self, name: str, folder: Path) -> Repository:
+        """A repository with one commit of a folder's files."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return self.add(name, files)
+
+    def add(self, name: str, files: Files) -> Repository:
+        """A repository with one commit of these files."""
+        self.repositories[name] = Repository()
+        self.repositories[name].add(files)
+        return self.repositories[name]
+
+    def info(self, name: str, commit: str | None = None) -> dict[str, Any]:
+        """What listings tell of a repository."""
+        repository = self.repositories[name]
+        files = repository.commits[commit or repository.head]
+        card = _front_matter(files.get("README.md", b""))
+        tags = card.get("tags") if isinstance(card, dict) and isinstance(card.get("tags"), list) else []
+        tags = [tag for tag in tags or [] if isinstance(tag, str)]
+        base = card.get("base_model") if isinstance(card, dict) else None
+        return {
+            "id": name,
+            "modelId": name,
+            "sha": commit or repository.head,
+            "private": repository.private,
+            "gated": "manual" if repository.gated else False,
+            "lastModified": "2026-11-20T10:00:00.000Z",
+            "tags": [*tags, *([f"base_model:adapter:{base}"] if isinstance(base, str) else [])],
+            "cardData": card,
+            "siblings": [{"rfilename": path} for path in files],
+        }
+
+
+def _front_matter(card: bytes) -> Any:
+    parts = card.decode("utf-8", "replace").split("---\n")
+    try:
+        return yaml.safe_load(parts[1]) if len(parts) > 2 else None
+    except yaml.YAMLError:
+        return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+
+    def log_message(self, *arguments: object) -> None:
+        """Tests have no use for it."""
+
+    def _answer(self, status: int, body: object = None, headers: Mapping[str, str] | None = None) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _fail(self, status: int, code: str) -> None:
+        self._answer(status, {"error": code}, {"x-error-code": code, "x-error-message": code})
+
+    def _handle(self) -> None:
+        length = int(self.headers.get("content-length") or 0)
+        body = self.rfile.read(length)
+        path, _, query = self.path.partition("?")
+        path = urllib.parse.unquote(path) if "/resolve/" in path else path
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.headers.get("authorization") not in (None, f"Bearer {TOKEN}") and not path.startswith("/lfs/"):
+            self._answer(401, {"error": "Invalid credentials in Authorization header"})
+            return
+        for part, status in self.hub.failing.items():
+            if part in path:
+                self._answer(status, {"error": "out of order"})
+                return
+        for pattern, handle in _ROUTES:
+            found = re.fullmatch(pattern, f"{self.command} {path}")
+            if found:
+                handle(self, body, urllib.parse.parse_qs(query), *found.groups())
+                return
+        self._fail(404, "EntryNotFound")
+
+    do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815 # http.server's names
+
+    def _repository(self, name: str) -> Repository | None:
+        """A repository that this caller may see; else it is answered as the Hub does."""
+        repository, known = self.hub.repositories.get(name), "authorization" in self.headers
+        if repository is None or (repository.private and not known):
+            self._fail(404 if known else 401, "RepoNotFound")
+            return None
+        return repository
+
+    def _list(self, _body: bytes, query: dict[str, list[str]]) -> None:
+        wanted = set(query.get("filter", []))
+        author, text = query.get("author", [""])[0], query.get("search", [""])[0]
+        infos = [self.hub.info(name) for name in self.hub.repositories if name.startswith(author) and text in name]
+        infos = [info for info in infos if wanted <= set(info["tags"])]
+        start = int(query.get("cursor", ["0"])[0])
+        end = start + min(self.hub.page, int(query.get("limit", ["1000"])[0]))
+        headers = {}
+        if end < len(infos):
+            following = urllib.parse.urlencode({**query, "cursor": [str(end)]}, doseq=True)
+            headers["link"] = f'<{self.hub.endpoint}/api/models?{following}>; rel="next"'
+        self._answer(200, infos[start:end], headers)
+
+    def _info(self, _body: bytes, _query: object, name: str, revision: str | None = None) -> None:
+        repository = self._repository(name)
+        if repository is not None:
+            commit = repository.commit_of(urllib.parse.unquote(revision or "main"))
+            self._answer(200, self.hub.info(name, commit)) if commit else self._fail(404, "RevisionNotFound")
+
+    def _tree(self, _body: bytes, _query: object, name: str, revision: str) -> None:
+        repository = self._repository(name)
+        if repository is None:
+            return
+        commit = repository.commit_of(revision)
+        if commit is None:
+            self._fail(404, "RevisionNotFound")
+            return
+        self._answer(200, [_entry(path, content) for path, content in repository.commits[commit].items()])
+
+    def _resolve(self, _body: bytes, _query: object, name: str, revision: str, path: str) -> None:
+        repository = self._repository(name)
+        if repository is None:
+            return
+        commit = repository.commit_of(revision)
+        if repository.gated:
+            self._fail(403, "GatedRepo")
+        elif commit is None:
+            self._fail(404, "RevisionNotFound")
+        elif path not in repository.commits[commit]:
+            self._fail(404, "EntryNotFound")
+        else:
+            content = repository.commits[commit][path]
+            self._send_file(path, content, path in repository.tampered, {"x-repo-commit": commit})
+
+    def _send_file(self, path: str, content: bytes, tampered: bool, headers: dict[str, str]) -> None:
+        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        headers |= {"etag": f'"{git}"', "accept-ranges": "bytes", "content-type": "application/octet-stream"}
+        if path.endswith(_LFS):
+            headers |= {"etag": f'"{sha256(content)}"', "x-linked-size": str(len(content))}
+            headers |= {"x-linked-etag": f'"{sha256(content)}"'}
+        if tampered:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        status, sent = 200, content
+        if wanted:
+            begin, end = int(wanted[1]), int(wanted[2] or len(content))
+            if begin >= len(content):
+                self._answer(416, b"", {"content-range": f"bytes */{len(content)}"})
+                return
+            status, sent = 206, content[begin : end + 1]
+            headers["content-range"] = f"bytes {begin}-{begin + len(sent) - 1}/{len(content)}"
+        self.hub.sent_bytes += len(sent) if self.command == "GET" else 0
+        self._answer(status, sent, headers)
+
+    def _whoami(self, _body: bytes, _query: object) -> None:
+        if "authorization" in self.headers:
+            self._answer(200, {"type": "user", "name": "me", "auth": {"type": "access_token"}})
+        else:
+            self._answer(401, {"error": "Invalid username or password."})
+
+    def _create(self, body: bytes, _query: object) -> None:
+        asked = json.loads(body)
+        name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if name in self.hub.repositories:
+            self._answer(409, {"error": "exists", "url": f"{self.hub.endpoint}/{name}"})
+            return
+        self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"})
+        self.hub.repositories[name].private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self._answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name})
+
+    def _preupload(self, body: bytes, _query: object, _name: str, _revision: str) -> None:
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(_LFS) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in json.loads(body)["files"]
+        ]
+        self._answer(200, {"files": files})
+
+    def _lfs_batch(self, body: bytes, _query: object, _name: str) -> None:
+        objects = []
+        for asked in json.loads(body)["objects"]:
+            upload, verify = (f"{self.hub.endpoint}/lfs/{verb}/{asked['oid']}" for verb in ("put", "verify"))
+            actions = {"upload": {"href": upload}, "verify": {"href": verify}}
+            known = asked["oid"] in self.hub.uploads
+            objects.append({**asked, "authenticated": True, **({} if known else {"actions": actions})})
+        self._answer(200, {"transfer": "basic", "objects": objects}, {"content-type": "application/vnd.git-lfs+json"})
+
+    def _lfs_put(self, body: bytes, _query: object, oid: str) -> None:
+        self.hub.uploads[oid] = body
+        self._answer(200, b"")
+
+    def _lfs_verify(self, _body: bytes, _query: object, oid: str) -> None:
+        self._answer(200 if sha256(self.hub.uploads.get(oid, b"")) == oid else 404, {})
+
+    def _commit(self, body: bytes, _query: object, name: str, _revision: str) -> None:
+        repository = self._repository(name)
+        if repository is None:
+            return
+        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        header = next(line["value"] for line in lines if line["key"] == "header")
+        if header.get("parentCommit", repository.head) != repository.head:
+            self._answer(412, {"error": "A commit has happened since. Please refresh and try again."})
+            return
+        files = dict(repository.commits[repository.head])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+        commit = repository.add(files)
+        if self.hub.swallow_commit_answers:
+            self.hub.swallow_commit_answers -= 1
+            self._answer(500, {"error": "lost"})
+            return
+        url = f"{self.hub.endpoint}/{name}/commit/{commit}"
+        self._answer(200, {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
+
+    def _tag(self, body: bytes, _query: object, name: str, revision: str) -> None:
+        repository = self.hub.repositories[name]
+        tag = json.loads(body)["tag"]
+        if tag in repository.tags:
+            self._answer(409, {"error": "Tag reference exists already"})
+            return
+        repository.tags[tag] = revision
+        self._answer(200, {})
+
+    def _validate(self, body: bytes, _query: object) -> None:
+        card = _front_matter(json.loads(body)["content"].encode())
+        widget = card.get("widget", []) if isinstance(card, dict) else None
+        if isinstance(widget, list):
+            self._answer(200, {"errors": [], "warnings": []})
+        else:
+            self._answer(400, {"errors": [{"message": '"widget" must be an array'}], "warnings": []})
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    oid = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+    if path.endswith(_LFS):
+        entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+_NAME = r"([\w.-]+/[\w.-]+)"
+_ROUTES: list[tuple[str, Callable[..., None]]] = [
+    (r"GET /api/models", _Handler._list),  # noqa: SLF001 # the handler's own table
+    (r"GET /api/whoami-v2", _Handler._whoami),  # noqa: SLF001
+    (rf"GET /api/models/{_NAME}", _Handler._info),  # noqa: SLF001
+    (rf"GET /api/models/{_NAME}/revision/([^/]+)", _Handler._info),  # noqa: SLF001
+    (rf"GET /api/models/{_NAME}/tree/([^/]+)", _Handler._tree),  # noqa: SLF001
+    (rf"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),  # noqa: SLF001
+    (r"POST /api/repos/create", _Handler._create),  # noqa: SLF001
+    (rf"POST /api/models/{_NAME}/preupload/([^/]+)", _Handler._preupload),  # noqa: SLF001
+    (rf"POST /{_NAME}\.git/info/lfs/objects/batch", _Handler._lfs_batch),  # noqa: SLF001
+    (r"PUT /lfs/put/(\w+)", _Handler._lfs_put),  # noqa: SLF001
+    (r"POST /lfs/verify/(\w+)", _Handler._lfs_verify),  # noqa: SLF001
+    (rf"POST /api/models/{_NAME}/commit/([^/]+)", _Handler._commit),  # noqa: SLF001
+    (rf"POST /api/models/{_NAME}/tag/([^/]+)", _Handler._tag),  # noqa: SLF001
+    (r"POST /api/validate-yaml", _Handler._validate),  # noqa: SLF001
+]
+
+
+@contextmanager
+def serving() -> Iterator[HubServer]:
+    """A Hub of its own, on a free port of this machine."""
+    hub = HubServer()
+    handler = type("_HandlerOfOneHub", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
