@@ -3,11 +3,11 @@
 import html
 import json
 import re
-import unicodedata
 
 import yaml
 
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC
+from catalog.names import one_line
 from catalog.release import WEIGHTS, Parent, Release
 from catalog.story import ScoreSummary
 
@@ -32,12 +32,12 @@ def merge_card(release: Release, repository: str) -> str:
 
 def _front_matter(release: Release) -> dict[str, object]:
     widget = [
-        {"text": _plain(picture.prompt), "output": {"url": path}}
+        {"text": one_line(picture.prompt), "output": {"url": path}}
         for path, picture in zip(release.picture_files, release.pictures, strict=True)
     ]
     sources = (parent.repository for parent in (release.subject, release.style) if parent.url)
     front: dict[str, object] = {
-        "instance_prompt": _plain(release.prompt),
+        "instance_prompt": one_line(release.prompt),
         "library_name": "diffusers",
         "license": release.licence,
         "tags": [*_TAGS, *(f"source:{repository}" for repository in sources)],
@@ -140,18 +140,12 @@ def _licence(release: Release) -> str:
 {_USES if restricted else ""}"""
 
 
-def _plain(text: str) -> str:
-    """One line without control and direction marks, which could make a text look like another."""
-    kept = (" " if character.isspace() else character for character in text)
-    return " ".join("".join(one for one in kept if unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co")).split())
-
-
 def escaped(text: str) -> str:
     """A stranger's text as Markdown that shows it letter by letter."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:@])", r"\\\1", html.escape(_plain(text), quote=False))
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:@])", r"\\\1", html.escape(one_line(text), quote=False))
 
 
 def _code(text: str) -> str:
     """The same, as code."""
-    entities = "".join(f"&#{ord(one)};" if one in "\\`*_{}[]#|~<>&:@!" else one for one in _plain(text))
+    entities = "".join(f"&#{ord(one)};" if one in "\\`*_{}[]#|~<>&:@!" else one for one in one_line(text))
     return f"<code>{entities}</code>"

@@ -1,5 +1,6 @@
 """What people call adapters and merges, and what they mean by a name."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection
 
@@ -11,6 +12,12 @@ from catalog.schema import Adapter, Alias, Merge, reading
 
 _LEAST_PREFIX = 4
 """Of an id; fewer letters are more likely a word."""
+
+
+def one_line(text: str) -> str:
+    """A stranger's text in one line, without control and direction marks, which could make it look like another."""
+    kept = (" " if character.isspace() else character for character in text)
+    return " ".join("".join(one for one in kept if unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co")).split())
 
 
 def short(repository: str) -> str:
