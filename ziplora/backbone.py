@@ -1,5 +1,6 @@
 """A base model of the SDXL family: what a merge needs of it, behind a small protocol; the only door to diffusers."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ Branch = Callable[[nn.Module, Tensor], Tensor]
 """What an installed layer adds to the output of its module, from the module and its input."""
 
 _DRAWN_AT_ONCE = 8
+
+# diffusers' SDXL pipeline imports image processors that no merge uses; each of them warns that torchvision is missing.
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "requires torchvision (not installed)" not in record.getMessage()
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Sdxl:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             part.requires_grad_(False)
             part.eval()
+        pipeline.vae.to(memory_format=torch.channels_last)  # decodes faster, the more so on a CPU
         self.device: torch.device = device
         self.dtype: torch.dtype = pipeline.unet.dtype
         # From the sampler's own configuration, so that a base with other noise levels keeps them.
@@ -232,6 +239,12 @@ def as_bytes(image_01: Float[NDArray[np.float32], "*shape"]) -> UInt8[NDArray[np
     return np.rint(image_01 * 255).astype(np.uint8)
 
 
+def device_named(wanted: str) -> tuple[str, str]:
+    """A device and the dtype to compute in on it; `auto` is a CUDA device where there is one."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    return device, "bfloat16" if device == "cuda" else "float32"
+
+
 def load_backbone(source: str | Path, device: str, dtype: str, revision: str | None = None) -> Sdxl:
     """The base model in a folder, or of that id on the Hub; `dtype` by name, such as bfloat16."""
     from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
@@ -247,7 +260,9 @@ def load_backbone(source: str | Path, device: str, dtype: str, revision: str | N
             source, revision=revision, dtype=getattr(torch, dtype), add_watermarker=False
         )
     except (OSError, ValueError) as error:
-        _missing(f"{source} cannot be loaded: {_first_line(error)}", "check its name, or download it again.")
+        _missing(
+            f"{source} cannot be loaded: {_first_line(error)}", "check its name and the network, or give its folder."
+        )
     return Sdxl(pipeline, torch.device(device))
 
 

@@ -27,6 +27,8 @@ from .store import Store, write_tensors, write_text
 
 _LOG = logging.getLogger(__name__)
 _PREDICTED_AT_ONCE = 4
+_ROUNDING = 1e-11
+"""A mean square change below this part of the output is a matter of rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,9 @@ def calibrate(
         calibrated = _predicted(request, layers, backbone, latents, generator)
     _check(calibrated, request)
     _write(calibrated, request, store)
-    return calibrated
+    written = _stored(request, store)
+    assert written is not None
+    return written  # in the memory layout of every later reading, on which the last bit of a result can depend
 
 
 def _drawn(
@@ -144,7 +148,7 @@ def _check(calibrated: Calibrated, request: Calibration) -> None:
     if not calibrated.teacher.isfinite().all() or not calibrated.effects.isfinite().all():
         fact = f"The base with LoRA {request.adapter_sha256[:12]} predicts numbers that are NaN or infinite."
         raise Failure("NON_FINITE_TEACHER", fact, "compute in float32 or bfloat16, or leave the LoRA out.")
-    if calibrated.effect == 0:
+    if calibrated.effect <= _ROUNDING * float(calibrated.teacher.square().mean()):
         fact = f"LoRA {request.adapter_sha256[:12]} changes nothing in the base's predictions of {request.prompt!r}."
         raise Failure("TEACHER_WITHOUT_EFFECT", fact, "check its trigger prompt and its base model.")
 
@@ -174,7 +178,7 @@ def _stored(request: Calibration, store: Store) -> Calibrated | None:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if record["tensors_sha256"] != sha256_of(path):
             raise ValueError("its tensors are not those that were written")
-        tensors = load_file(path)
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # off the mapped file
         condition = Condition(*(tensors.pop(name) for name in ("hidden", "pooled", "time_ids")))
         return Calibrated(request.calibration_id, condition=condition, **tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -128,6 +128,7 @@ def merge_files(
     seed: int = 0,
     export: Export = _AS_STORED,
     progress: Progress = unheard,
+    allow_outliers: bool = False,
 ) -> tuple[Recipe, MergeResult]:
     """Two adapter files in, one out; calibrations and coefficients stay in the store, perhaps a temporary one."""
 
@@ -148,6 +149,7 @@ def merge_files(
         style_calibration=calibration(style, style_prompt, style_references),
         seed=seed,
     )
-    result = merge(recipe, subject, style, backbone, store, subject_references, style_references, progress)
+    references = (subject_references, style_references)
+    result = merge(recipe, subject, style, backbone, store, *references, progress, allow_outliers)
     materialise(recipe, subject, style, store, out, export)
     return recipe, result

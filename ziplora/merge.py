@@ -12,15 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .adapter import Layer, read
+from .adapter import Adapter, Layer, read
 from .backbone import Sdxl
 from .calibration import Calibrated, calibrate
 from .failure import Failure
+from .header import Refusal
 from .keys import Module
 from .methods import method_named, read_parameters
 from .methods.solution import Problem, Progress, Solution, unheard
 from .pair import Coefficients, Pair, merged_layers
-from .recipe import Calibration, MergeResult, Recipe, References, sha256_of
+from .recipe import Calibration, MergeResult, Recipe, References, Role, sha256_of
 from .store import Store, write_tensors, write_text
 
 _COEFFICIENTS, _RESULT = "coefficients.safetensors", "result.json"
@@ -38,16 +39,27 @@ def finished(store: Store, merge_id: str) -> MergeResult | None:
     return result if whole else None
 
 
-def read_pair(recipe: Recipe, subject: Path, style: Path) -> Pair:
+def _read_both(recipe: Recipe, subject: Path, style: Path) -> tuple[Adapter, Adapter]:
     """Both adapters, once their files are those that the recipe names."""
-    layers: list[Mapping[Module, Layer]] = []
-    for role, path, expected in (("subject", subject, recipe.subject_sha256), ("style", style, recipe.style_sha256)):
-        found = sha256_of(path)
-        if found != expected:
-            fact = f"The {role} file {path.name} has the sha256 {found[:12]}…, the recipe names {expected[:12]}…."
-            raise Failure("HASH_MISMATCH", fact, "download it again, or scan and plan again.")
-        layers.append(read(path).layers)
-    return Pair(*layers)
+    return (
+        _read_checked("subject", subject, recipe.subject_sha256),
+        _read_checked("style", style, recipe.style_sha256),
+    )
+
+
+def _refuse_outliers(role: str, adapter: Adapter) -> None:
+    if adapter.outliers:
+        count, first = len(adapter.outliers), adapter.outliers[0]
+        fact = f"{count} layers of the {role} change their weights absurdly much, first {first.part}.{first.path}."
+        raise Refusal("WEIGHT_OUTLIER", fact, "leave it out, or merge it with outliers allowed.")
+
+
+def _read_checked(role: Role, path: Path, expected: str) -> Adapter:
+    found = sha256_of(path)
+    if found != expected:
+        fact = f"The {role} file {path.name} has the sha256 {found[:12]}…, the recipe names {expected[:12]}…."
+        raise Failure("HASH_MISMATCH", fact, "download it again, or scan and plan again.")
+    return read(path)
 
 
 def merge(
@@ -59,8 +71,9 @@ def merge(
     subject_references: References | None = None,
     style_references: References | None = None,
     progress: Progress = unheard,
+    allow_outliers: bool = False,
 ) -> MergeResult:
-    """The finished result from the store, or the merge itself."""
+    """The finished result from the store, or the merge itself; absurdly strong adapters only when allowed."""
     found = finished(store, recipe.merge_id)
     if found is not None:
         return found
@@ -69,9 +82,12 @@ def merge(
         torch.cuda.reset_peak_memory_stats(backbone.device)
     method = method_named(recipe.method)
     parameters = read_parameters(recipe.method, recipe.parameters)
-    pair = read_pair(recipe, subject, style)
-    for layers in (pair.subject, pair.style):
-        backbone.refuse_misfits(layers)
+    adapters = _read_both(recipe, subject, style)
+    for role, adapter in zip(("subject", "style"), adapters, strict=True):
+        backbone.refuse_misfits(adapter.layers)
+        if not allow_outliers:
+            _refuse_outliers(role, adapter)
+    pair = Pair(adapters[0].layers, adapters[1].layers)
     calibrated: list[Calibrated | None] = [None, None]
     if method.calibrated:
         calibrated = [
@@ -175,4 +191,6 @@ def merged_of(
     recipe: Recipe, subject: Path, style: Path, store: Store, style_strength: float = 1.0
 ) -> dict[Module, Layer]:
     """The layers of a finished merge, from its coefficients and the two parents."""
-    return merged_layers(read_pair(recipe, subject, style), read_coefficients(store, recipe.merge_id), style_strength)
+    adapters = _read_both(recipe, subject, style)
+    pair = Pair(adapters[0].layers, adapters[1].layers)
+    return merged_layers(pair, read_coefficients(store, recipe.merge_id), style_strength)

@@ -46,6 +46,14 @@ class Pair:
         merged = set(self.merged)
         return tuple(module for module in self.unet if module not in merged)
 
+    def only(self, modules: tuple[Module, ...]) -> "Pair":
+        """The same of some layers."""
+        chosen = set(modules)
+        return Pair(
+            {module: layer for module, layer in self.subject.items() if module in chosen},
+            {module: layer for module, layer in self.style.items() if module in chosen},
+        )
+
     @property
     def left_out(self) -> tuple[str, ...]:
         """Layers of text encoders, as `role part.path`."""

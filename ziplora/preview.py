@@ -21,11 +21,11 @@ from .sheet import contact_sheet
 from .store import Store, replacing, write_text
 
 _RECORD, _SHEET = "previews.json", "sheet.png"
-_SHEET_COLUMNS = 6
+_SHEET_COLUMNS, _SHEET_SIDE = 6, 256
 _LEAST_DEVIATION = 0.01
 """Of a picture in 0..1; plain backgrounds with the smallest figure have several times that."""
-_NOISE_ROUGHNESS = 0.75
-"""Half the mean square step between neighbours by the variance: 1 for pure noise, below 0.3 for pictures."""
+_NOISE_ROUGHNESS = 0.85
+"""The roughest picture known, a mosaic of single pixels, has 0.6."""
 
 
 def preview_merge(
@@ -108,10 +108,12 @@ def _sheet(folder: Path, held: Mapping[tuple[str, int], str]) -> Image.Image:
     pictures = []
     for file in held.values():
         with Image.open(folder / file) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
+            shown = picture.convert("RGB")
+            shown.thumbnail((_SHEET_SIDE, _SHEET_SIDE))
+            pictures.append(np.asarray(shown))
     captions = [f"{prompt} · {seed}" for prompt, seed in held]
-    small = pictures[0].shape[0] <= 128
-    return contact_sheet(np.stack(pictures), captions, min(_SHEET_COLUMNS, len(captions)), scale=2 if small else 1)
+    enlarged = _SHEET_SIDE // 2 // pictures[0].shape[0]
+    return contact_sheet(np.stack(pictures), captions, min(_SHEET_COLUMNS, len(captions)), max(1, enlarged))
 
 
 def refuse_invalid(image_01: Float[NDArray[np.float32], "height width 3"], prompt: str, seed: int) -> None:

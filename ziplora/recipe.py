@@ -269,3 +269,5 @@ class ScoreRow:
     ceiling: float
     references_sha256: str | None
     """The pictures it was compared with; None where it was compared with a text."""
+    evidence_sha256: str
+    """All pictures that value, floor and ceiling were computed from."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .failure import Failure
-from .recipe import PreviewResult, References, ScoreRow, canonical_json
+from .recipe import PreviewResult, References, ScoreRow, canonical_json, content_id, sha256_of
 from .store import Store, write_text
 
 Metric = Literal["clip-t", "clip-i", "dino"]
@@ -129,7 +129,9 @@ def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
             _missing(spec, "it reads no text, which clip-t needs")
         classes: dict[str, Any] = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
         model = classes.get(kind, AutoModel).from_pretrained(source, revision=spec.revision, dtype=torch.float32)
-        processor = AutoImageProcessor.from_pretrained(source, revision=spec.revision, backend="pil")
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            source, revision=spec.revision, backend="pil"
+        )
         reads_text = spec.metric == "clip-t"
         tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision) if reads_text else None
     except (OSError, ValueError) as error:
@@ -139,7 +141,9 @@ def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
 
 def _missing(spec: ScorerSpec, fact: str) -> NoReturn:
     raise Failure(
-        "ENCODER_MISSING", f"Encoder {spec.encoder} cannot be used: {fact}.", "check its name, or download it again."
+        "ENCODER_MISSING",
+        f"Encoder {spec.encoder} cannot be used: {fact}.",
+        "check its name and the network, or give its folder.",
     )
 
 
@@ -164,21 +168,15 @@ def score_merge(merge_id: str, evidence: Evidence, scorers: Sequence[Scorer], st
     held = _held(path)
     rows: list[ScoreRow] = []
     for scorer in scorers:
-        references = _references(scorer, evidence)
-        scorer_id = f"{scorer.encoder_id}:{references.kind}" if references else scorer.encoder_id
-        wanted = [(scorer_id, picture.prompt, picture.seed) for picture in evidence.merge.pictures]
-        digest = references.sha256 if references else None
-        known = [held[key] for key in wanted if key in held and held[key].references_sha256 == digest]
-        rows += known if len(known) == len(wanted) else _score(scorer, scorer_id, evidence, references)
+        comparison = _comparison(scorer, evidence)
+        wanted = [(comparison.scorer_id, picture.prompt, picture.seed) for picture in evidence.merge.pictures]
+        known = [held[key] for key in wanted if key in held and held[key].evidence_sha256 == comparison.sha256]
+        rows += known if len(known) == len(wanted) else _score(scorer, comparison)
     chosen = {row.scorer_id for row in rows}
     others = [row for row in held.values() if row.scorer_id not in chosen]
     text = json.dumps([asdict(row) for row in (*rows, *others)], indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text)
     return tuple(rows)
-
-
-def _references(scorer: Scorer, evidence: Evidence) -> References | None:
-    return {"clip-t": None, "clip-i": evidence.style_references, "dino": evidence.subject_references}[scorer.metric]
 
 
 def _held(path: Path) -> dict[tuple[str, str, int], ScoreRow]:
@@ -189,26 +187,60 @@ def _held(path: Path) -> dict[tuple[str, str, int], ScoreRow]:
     return {(row.scorer_id, row.prompt, row.seed): row for row in rows}
 
 
-def _score(scorer: Scorer, scorer_id: str, evidence: Evidence, references: References | None) -> list[ScoreRow]:
+@dataclass(frozen=True)
+class _Comparison:
+    """What one scorer looks at."""
+
+    scorer_id: str
+    merge: PreviewResult
+    base: PreviewResult
+    alone: tuple[PreviewResult, ...]
+    """What the ceiling is the mean of."""
+    references: References | None
+
+    @property
+    def sha256(self) -> str:
+        """Of all pictures in it, with the prompts that they were drawn of."""
+        shown = [
+            [(picture.prompt, sha256_of(result.folder / picture.file)) for picture in result.pictures]
+            for result in (self.merge, self.base, *self.alone)
+        ]
+        return content_id([shown, self.references.sha256 if self.references else None])
+
+
+def _comparison(scorer: Scorer, evidence: Evidence) -> _Comparison:
+    alone: tuple[PreviewResult, ...]
+    references: References | None
+    match scorer.metric:
+        case "clip-t":
+            alone, references = (evidence.subject, evidence.style), None
+        case "clip-i":
+            alone, references = (evidence.style,), evidence.style_references
+        case "dino":
+            alone, references = (evidence.subject,), evidence.subject_references
+    scorer_id = f"{scorer.encoder_id}:{references.kind}" if references else scorer.encoder_id
+    return _Comparison(scorer_id, evidence.merge, evidence.base, alone, references)
+
+
+def _score(scorer: Scorer, comparison: _Comparison) -> list[ScoreRow]:
+    references = comparison.references
+    shown: tuple[tuple[PreviewResult, ...], ...] = ((comparison.merge,), (comparison.base,), comparison.alone)
     if references is None:
-        values, floors, ceilings = (
-            similarity_to_prompts(scorer, *shown)
-            for shown in ((evidence.merge,), (evidence.base,), (evidence.subject, evidence.style))
-        )
+        values, floors, ceilings = (similarity_to_prompts(scorer, *results) for results in shown)
     else:
-        ceiling = evidence.style if scorer.metric == "clip-i" else evidence.subject
         near = scorer.embed_pictures(references.paths)
         values, floors, ceilings = (
-            (scorer.embed_pictures(shown.paths) @ near.T).mean(1) for shown in (evidence.merge, evidence.base, ceiling)
+            (scorer.embed_pictures([path for result in results for path in result.paths]) @ near.T).mean(1)
+            for results in shown
         )
     if not all(part.isfinite().all() for part in (values, floors, ceilings)):
-        fact = f"Scorer {scorer_id} gives numbers that are NaN or infinite."
+        fact = f"Scorer {comparison.scorer_id} gives numbers that are NaN or infinite."
         raise Failure("SCORE_INVALID", fact, "check the encoder's files.")
-    floor, ceiling_mean = float(floors.mean()), float(ceilings.mean())
-    digest = references.sha256 if references else None
+    floor, ceiling, digest = float(floors.mean()), float(ceilings.mean()), comparison.sha256
+    compared_with = references.sha256 if references else None
     return [
-        ScoreRow(scorer_id, picture.prompt, picture.seed, value, floor, ceiling_mean, digest)
-        for picture, value in zip(evidence.merge.pictures, values.tolist(), strict=True)
+        ScoreRow(comparison.scorer_id, picture.prompt, picture.seed, value, floor, ceiling, compared_with, digest)
+        for picture, value in zip(comparison.merge.pictures, values.tolist(), strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
 """One small untrained base model and four random LoRAs for all tests of the stages."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,10 +109,16 @@ def make_lora(backbone: Sdxl, tmp_path_factory: pytest.TempPathFactory) -> MakeL
         alphas: Sequence[float] = (4.0,),
         seed: int = 1,
         text_ends: Sequence[str] = (),
+        text_width: int | None = None,
     ) -> Lora:
         folder = tmp_path_factory.mktemp(name)
         facts = AdapterFacts(name, "subject", f"a sks {name}", None, BASE_MODEL, 2, dialect)
         unet = random_layers(backbone.pipeline.unet, ends, ranks, alphas, seed)
+        if text_width is not None:  # as if for a base with other text encoders
+            unet = {
+                name: replace(layer, down=torch.ones(layer.rank, text_width)) if ".attn2.to_k" in name else layer
+                for name, layer in unet.items()
+            }
         text = random_layers(backbone.pipeline.text_encoder, text_ends, ranks, alphas, seed + 1)
         path = write_repository(folder, facts, unet, text, []) / weights_name(facts)
         return Lora(path, facts.trigger_prompt, random_pictures(folder / "pictures", 2, seed), unet)

@@ -61,7 +61,7 @@ def test_how_pictures_are_drawn_means_nothing_when_there_are_references(field: s
 
 
 def test_the_order_of_parameters_is_not_in_the_id() -> None:
-    turned = replace(RECIPE, parameters=dict(reversed(RECIPE.parameters.items())))
+    turned = replace(RECIPE, parameters=dict(reversed(list(RECIPE.parameters.items()))))
     assert turned.merge_id == RECIPE.merge_id
 
 

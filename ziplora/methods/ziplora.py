@@ -37,7 +37,7 @@ class Parameters:
     third_term_weight: float = 0.01
     balanced: bool = True
     """Whether each side's loss is divided by what its own adapter changes, so that the stronger drowns no one."""
-    samples_per_step: int = 4
+    samples_per_step: int = 2
     """How many samples of each side a step sees."""
 
     def __post_init__(self) -> None:
@@ -62,13 +62,11 @@ class Student:
         layer_of_column = torch.repeat_interleave(torch.arange(len(self.widths)), torch.tensor(self.widths))
         self._layer_of_column = layer_of_column.to(device)
         self._vectors: tuple[Tensor, ...] = ()
-        direct = merged_layers(pair, Coefficients({}, {}))
-        self.branches: dict[Module, Branch] = {
-            module: layer_branch(direct[module], device) for module in pair.passed_through
-        }
+        sums = merged_layers(pair.only(pair.passed_through), Coefficients({}, {}))
+        self.branches: dict[Module, Branch] = {module: layer_branch(sums[module], device) for module in sums}
         for index, module in enumerate(self.modules):
             sides = [scaled_factors(layers[module], None) for layers in (pair.subject, pair.style)]
-            factors = [(down.flatten(1).to(device), up.to(device)) for down, up in sides]
+            factors = [(down.flatten(1).to(device), up.to(device, self._backbone.dtype)) for down, up in sides]
             self.branches[module] = self._branch(index, factors)
 
     def _branch(self, index: int, factors: list[tuple[Tensor, Tensor]]) -> Branch:
