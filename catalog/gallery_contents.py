@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, select
 
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, Reason, Role
 from catalog.licence import combine
-from catalog.names import one_line, short
+from catalog.names import one_line, page_of, short
 from catalog.schema import Adapter, Alias, Merge, Night, Publication, Refusal, reading
 from catalog.story import NightSummary, ScoreSummary, night_summary, score_01, scores_by_merge
 
@@ -30,6 +30,11 @@ class ShownAdapter:
     licence: str | None
     prompt: str
     rank: str
+
+    @property
+    def url(self) -> str | None:
+        """Its page on the Hub, if it has one."""
+        return page_of(self.repository, self.revision)
 
 
 @dataclass(frozen=True)
@@ -157,9 +162,13 @@ def _shown_merge(row: Any, scores: Sequence[ScoreSummary], published: tuple[str,
         recipe=json.dumps(row.recipe, indent=2, sort_keys=True),
         seconds=row.seconds,
         movement=row.movement,
-        reason=Reason(row.code, row.fact, row.next_step) if row.code and row.status != "done" else None,
+        reason=_reason(row) if row.code and row.status != "done" else None,
         published=published,
     )
+
+
+def _reason(row: Any) -> Reason:
+    return Reason(one_line(row.code), one_line(row.fact), one_line(row.next_step))
 
 
 def _shown_pair(subject: ShownAdapter, style: ShownAdapter, merges: list[ShownMerge]) -> ShownPair:
@@ -178,7 +187,7 @@ def _refused(connection: Connection) -> tuple[Trouble, ...]:
     for row in connection.execute(select(Refusal).order_by(Refusal.refused_at, Refusal.refusal_id)):
         latest[row.repository, row.file_name] = row
     return _by_code(
-        (f"{one_line(row.repository)}/{one_line(row.file_name)}".rstrip("/"), Reason(row.code, row.fact, row.next_step))
+        (f"{one_line(row.repository)}/{one_line(row.file_name)}".rstrip("/"), _reason(row))
         for row in latest.values()
         if row.sha256 not in usable
     )

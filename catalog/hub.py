@@ -127,25 +127,34 @@ class Hub:
         if candidate.sha256 and (adapters / f"{candidate.sha256}.safetensors").is_file():
             return adapters / f"{candidate.sha256}.safetensors"
         adapters.mkdir(parents=True, exist_ok=True)
-        found = ""
+        found = None
         for _ in range(2):
             with tempfile.TemporaryDirectory(prefix=".download-", dir=adapters) as folder:
                 fetched = self._fetch(candidate, folder)
-                found = sha256_of(fetched)
-                if candidate.sha256 in (None, found):
+                found = sha256_of(fetched) if fetched else None
+                if fetched and candidate.sha256 in (None, found):
                     return fetched.rename(adapters / f"{found}.safetensors")
+        if found is None:
+            fact = f"{_place(candidate)} came shorter than the Hub promises, twice."
+            raise Refused(Reason("FILE_TRUNCATED", fact, _AGAIN))
         fact = f"{_place(candidate)}: the Hub promises sha256 {candidate.sha256}, the bytes have {found}, twice."
         raise Refused(Reason("HASH_MISMATCH", fact, "scan again; if it stays, tell the author."))
 
-    def _fetch(self, candidate: Candidate, folder: str) -> Path:
-        with _in_plain_words(candidate.repository, candidate.revision):
-            fetched = hf_hub_download(
-                candidate.repository,
-                candidate.file_name,
-                revision=candidate.revision,
-                local_dir=folder,
-                endpoint=self.endpoint,
-            )
+    def _fetch(self, candidate: Candidate, folder: str) -> Path | None:
+        """The file in this folder; None when it is shorter than promised."""
+        try:
+            with _in_plain_words(candidate.repository, candidate.revision, candidate.file_name):
+                fetched = hf_hub_download(
+                    candidate.repository,
+                    candidate.file_name,
+                    revision=candidate.revision,
+                    local_dir=folder,
+                    endpoint=self.endpoint,
+                )
+        except OSError as error:
+            if "Consistency check failed" in str(error):
+                return None
+            raise
         return Path(fetched)
 
     def _read(self, candidate: Candidate, file_name: str, begin: int, end: int) -> tuple[Candidate, bytes]:
@@ -246,12 +255,15 @@ def _in_plain_words(where: str, revision: str = "", file_name: str = "") -> Iter
     """The client's many errors as ours."""
     try:
         yield
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(error.__cause__ or error) from error
-    except (OfflineModeIsEnabled, httpx.TransportError) as error:
-        raise _unreachable(error) from error
-    except HfHubHTTPError as error:
-        raise _answered(error, where, revision, file_name) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError, httpx.TransportError) as error:
+        said: BaseException = error
+        while isinstance(said, (LocalEntryNotFoundError, RuntimeError)) and said.__cause__ is not None:
+            said = said.__cause__  # the client wraps what happened to a file
+        if isinstance(said, HfHubHTTPError):
+            raise _answered(said, where, revision, file_name) from error
+        if isinstance(said, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError)):
+            raise _unreachable(said) from error
+        raise
 
 
 def _unreachable(error: BaseException) -> CatalogueError:

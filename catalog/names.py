@@ -1,5 +1,6 @@
 """What people call adapters and merges, and what they mean by a name."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection
@@ -23,6 +24,13 @@ def one_line(text: str) -> str:
 def short(repository: str) -> str:
     """The part of a repository's name that tells it from others."""
     return repository.rstrip("/").rsplit("/", 1)[-1].removesuffix("-lora")
+
+
+def page_of(repository: str, revision: str) -> str | None:
+    """The Hub's page of a repository at a commit; None for a folder on somebody's disk."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII) or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        return None
+    return f"https://huggingface.co/{repository}/tree/{revision}"
 
 
 def adapter_names(engine: Engine) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.facts import Role
-from catalog.folder import LOCAL
+from catalog.names import page_of
 from catalog.story import ScoreSummary
 
 WEIGHTS, COEFFICIENTS = "pytorch_lora_weights.safetensors", "coefficients.safetensors"
@@ -34,9 +34,7 @@ class Parent:
     @property
     def url(self) -> str | None:
         """Its page at the commit; None for a folder on somebody's disk."""
-        if self.revision == LOCAL or not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repository):
-            return None
-        return f"https://huggingface.co/{self.repository}/tree/{self.revision}"
+        return page_of(self.repository, self.revision)
 
 
 @dataclass(frozen=True)

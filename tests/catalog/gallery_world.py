@@ -116,7 +116,7 @@ def fill(
     for role in ("subject", "style"):
         for number, name in enumerate(names[role]):
             shown = HOSTILE[number] if hostile and role == "style" and number < 2 else name
-            adapters[name] = _adapter(engine, shown, role, licences[number % 4])  # type: ignore[arg-type]
+            adapters[name] = _adapter(engine, shown, role, licences[number % 4])
             pictured = (name, "flat") if role == "subject" else ("star", name)
             scenes = [(f"a sks {shown}", seed, _scene(*pictured, seed, "mint")) for seed in range(4)]
             world.singles[adapters[name]] = folder / "store/singles" / name

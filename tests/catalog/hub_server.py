@@ -35,6 +35,8 @@ class Repository:
     gated: bool = False
     tampered: set[str] = field(default_factory=set)
     """Files that come with a bit flipped."""
+    truncated: set[str] = field(default_factory=set)
+    """Files that come without their second half."""
 
     @property
     def head(self) -> str:
@@ -204,16 +206,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404, "EntryNotFound")
         else:
             content = repository.commits[commit][path]
-            self._send_file(path, content, path in repository.tampered, {"x-repo-commit": commit})
+            self._send_file(path, content, repository, {"x-repo-commit": commit})
 
-    def _send_file(self, path: str, content: bytes, tampered: bool, headers: dict[str, str]) -> None:
+    def _send_file(self, path: str, content: bytes, repository: Repository, headers: dict[str, str]) -> None:
         git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
         headers |= {"etag": f'"{git}"', "accept-ranges": "bytes", "content-type": "application/octet-stream"}
         if path.endswith(_LFS):
             headers |= {"etag": f'"{sha256(content)}"', "x-linked-size": str(len(content))}
             headers |= {"x-linked-etag": f'"{sha256(content)}"'}
-        if tampered:
+        if path in repository.tampered:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        if path in repository.truncated and self.command == "GET":
+            content = content[: len(content) // 2]
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         status, sent = 200, content
         if wanted:

@@ -158,6 +158,15 @@ def test_wrong_bytes_of_the_right_length_are_refused(server: HubServer, hub: Hub
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_comes_short_is_refused(server: HubServer, hub: Hub, tmp_path: Path) -> None:
+    _dog(server, weights(filler=5_000))
+    dog = hub.start_of(_candidate(hub.repository("me/dog"))).candidate
+    server.repositories["me/dog"].truncated.add(WEIGHTS)
+    with pytest.raises(Refused, match="FILE_TRUNCATED"):
+        hub.download(dog, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_gated_repository_is_not_a_missing_one(server: HubServer, hub: Hub, tmp_path: Path) -> None:
     _dog(server, weights())
     server.repositories["me/dog"].gated = True
