@@ -141,7 +141,7 @@ def train_base(
 
     parts = ("unet", "text_encoder", "text_encoder_2")
     trainee = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
-    schedule = Schedule(steps=steps, learning_rate=2e-3, warmup_steps=min(200, steps), ema_decay=0.999)
+    schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(200, steps), ema_decay=0.999)
     return pipeline, fit("base", trainee, loss_of_step, schedule, work, seed, device)
 
 

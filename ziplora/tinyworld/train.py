@@ -49,10 +49,10 @@ FULL = Size(
     encoder_pictures=12_000,
     judge_pictures=24_000,
     autoencoder_steps=5_000,
-    base_steps=12_000,
+    base_steps=8_000,
     clip_steps=900,
-    subject_steps=900,
-    style_steps=450,
+    subject_steps=1_500,
+    style_steps=600,
     judge_steps=2_400,
     adapter_steps=300,
 )

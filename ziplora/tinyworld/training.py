@@ -69,6 +69,8 @@ class _State:
         self.finished = 0
         self.seconds = 0.0
         self.losses: list[float] = []
+        self.kept_loss: float | None = None
+        """The recent loss when the last checkpoint was written; None before there were enough steps."""
 
     def save(self, path: Path) -> None:
         kept: dict[str, Tensor] = {f"weight.{key}": p for key, p in self.weights.items()}
@@ -89,6 +91,7 @@ class _State:
         finished, self.seconds = kept["progress"].tolist()
         self.finished = int(finished)
         self.losses = kept["losses"].tolist()
+        self.kept_loss = self.recent_loss() if len(self.losses) >= _RECENT else None
         for key, parameter in self.weights.items():
             parameter.copy_(kept[f"weight.{key}"])
             if self.average:
@@ -113,6 +116,15 @@ class _State:
             torch._foreach_lerp_(list(self.average.values()), latest, 1 - decay)
         self.finished += 1
         self.losses.append(loss.item())
+
+    def refuse_divergence(self, name: str) -> None:
+        """Stop before a checkpoint of a broken training replaces a sound one: a doubled loss does not come back."""
+        if self.kept_loss is not None and not self.recent_loss() <= self.kept_loss + abs(self.kept_loss):
+            raise ArithmeticError(
+                f"{name} diverged: its loss is {self.recent_loss():.3g} at step {self.finished}, and was "
+                f"{self.kept_loss:.3g} at the last checkpoint. Lower its learning rate and start it again."
+            )
+        self.kept_loss = self.recent_loss() if len(self.losses) >= _RECENT else None
 
     def recent_loss(self) -> float:
         recent = self.losses[-_RECENT:]
@@ -166,6 +178,7 @@ def fit(
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if state.finished % schedule.checkpoint_every == 0 or state.finished == schedule.steps:
+                state.refuse_divergence(name)
                 state.save(state_path)
     state.take_average()
     model.eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -181,3 +182,16 @@ def test_the_rate_warms_up_stays_flat_and_falls_to_zero() -> None:
     assert [schedule.rate(step) for step in (99, 300, 500)] == pytest.approx([0.2] * 3)
     assert schedule.rate(750) == pytest.approx(0.1)
     assert schedule.rate(1000) == pytest.approx(0)
+
+
+def test_a_training_that_diverges_stops_and_its_last_sound_checkpoint_stays(tmp_path: Path) -> None:
+    model = _small_network()
+    loss_of_step = _denoising_loss(model)
+    schedule = Schedule(steps=450, learning_rate=1e-3, checkpoint_every=150)
+
+    def exploding_after_two_checkpoints(step: int, generator: torch.Generator) -> Tensor:
+        return loss_of_step(step, generator) * (1.0 if step < 300 else 1e4)
+
+    with pytest.raises(ArithmeticError, match="small diverged"):
+        fit("small", model, exploding_after_two_checkpoints, schedule, tmp_path, seed=1, device=_CPU)
+    assert load_file(tmp_path / "small" / "state.safetensors")["progress"][0] == 300
