@@ -70,6 +70,7 @@ def _preview(
         for (prompt, seed), image_01 in zip(missing, drawn, strict=True):
             held[prompt, seed] = _file_name(prompt, seed, request.drawing)
             _save(folder / held[prompt, seed], Image.fromarray(as_bytes(image_01)))
+        held = {**_held(folder, request.drawing), **held}  # with what another worker drew meanwhile
         _save(folder / _SHEET, _sheet(folder, held))
         _write_record(folder, held, request.drawing)
     pictures = tuple(Picture(held[prompt, seed], prompt, seed) for prompt, seed in request.wanted)

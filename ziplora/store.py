@@ -17,10 +17,6 @@ class Store:
 
     root: Path
 
-    def adapter(self, sha256: str) -> Path:
-        """A LoRA file."""
-        return self.root / "adapters" / f"{sha256}.safetensors"
-
     def calibration(self, calibration_id: str) -> Path:
         """The tensors of a calibration; its facts lie beside them as JSON."""
         return self.root / "calibrations" / f"{calibration_id}.safetensors"

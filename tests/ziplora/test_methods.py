@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from ziplora.adapter import read
-from ziplora.backbone import Sdxl
+from ziplora.backbone import Sdxl, load_backbone
 from ziplora.calibration import calibrate
 from ziplora.failure import Failure
 from ziplora.methods import METHODS, complete_parameters, method_named
@@ -90,6 +91,19 @@ def test_the_start_is_the_direct_merge(problem: Problem, backbone: Sdxl) -> None
         told = replace(one, **{name: torch.cat([getattr(one, name)] * 2) for name in ("hidden", "pooled", "time_ids")})
         wanted = backbone.predict(calibrated.noisy[rows], calibrated.timesteps[rows], told)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_finds_its_way_too(
+    problem: Problem, base_folder: Path, subject: Lora, style: Lora, store: Store
+) -> None:
+    half = problem_of(load_backbone(base_folder, "cpu", "bfloat16"), store, subject, style)
+    parameters = Parameters(steps=4, samples_per_step=1)
+    found, wanted = solve(half, parameters), solve(problem, parameters)
+    assert {vector.dtype for vector in found.coefficients.subject.values()} == {torch.float32}
+    assert found.losses is not None
+    assert wanted.losses is not None
+    for side in ("first_subject", "first_style", "last_subject", "last_style"):
+        assert getattr(found.losses, side) == pytest.approx(getattr(wanted.losses, side), rel=0.1)
 
 
 def test_the_learning_rate_trap_is_a_failed_merge(problem: Problem) -> None:

@@ -95,7 +95,7 @@ def test_five_steps_and_the_file(problem: Problem, oracle: Oracle, store: Store)
             (solution.coefficients.subject[module], oracle.m_subject[name]),
             (solution.coefficients.style[module], oracle.m_style[name]),
         ):
-            torch.testing.assert_close(found, wanted.detach(), rtol=0, atol=1e-6)
+            torch.testing.assert_close(found, wanted.detach(), rtol=0, atol=1e-9)
     assert solution.coefficients.movement() > 0.04
 
     merged = merged_layers(problem.pair, solution.coefficients)
