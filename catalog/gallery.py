@@ -49,26 +49,27 @@ class _Pictures:
     def add(self, source: Path, side: int) -> str:
         """The file name of a picture that is at most `side` pixels wide and high."""
         if (source, side) not in self._named:
-            content = source.read_bytes()
-            name = hashlib.sha256(content + side.to_bytes(4, "big")).hexdigest()[:24]
-            self._named[source, side] = self._kept(name) or self._drawn(source, side, name)
+            digest = hashlib.sha256(source.read_bytes()).hexdigest()[:24]
+            names = (f"{digest}.png", f"{digest}-{side}.webp")
+            self._named[source, side] = self._kept(names) or self._drawn(source, side, *names)
         return self._named[source, side]
 
-    def _kept(self, name: str) -> str | None:
-        for suffix in (".png", ".webp"):
-            if (self._earlier / (name + suffix)).is_file():
-                shutil.copyfile(self._earlier / (name + suffix), self._folder / (name + suffix))
-                return name + suffix
+    def _kept(self, names: Sequence[str]) -> str | None:
+        for name in names:
+            if (self._earlier / name).is_file() and not (self._folder / name).exists():
+                shutil.copyfile(self._earlier / name, self._folder / name)
+            if (self._folder / name).exists():
+                return name
         return None
 
-    def _drawn(self, source: Path, side: int, name: str) -> str:
+    def _drawn(self, source: Path, side: int, small: str, large: str) -> str:
         with Image.open(source) as picture:
             if max(picture.size) <= _SMALL:
-                picture.save(self._folder / f"{name}.png", optimize=True)
-                return f"{name}.png"
+                picture.save(self._folder / small, optimize=True)
+                return small
             picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            picture.convert("RGB").save(self._folder / f"{name}.webp", quality=88)
-            return f"{name}.webp"
+            picture.convert("RGB").save(self._folder / large, quality=88)
+            return large
 
 
 def write_gallery(

@@ -12,7 +12,8 @@ from catalog.facts import Reason
 from catalog.folder import sha256_of
 from catalog.hub import FIRST_READ_BYTES, Hub
 
-from .hub_server import TOKEN, HubServer, serving, sha256
+from .hub_contents import TOKEN, HubServer, sha256
+from .hub_server import serving
 from .lora_files import card, weights
 
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -20,7 +20,8 @@ from catalog.release import Parent, Release, ReleasePicture
 from catalog.story import ScoreSummary
 
 from .gallery_world import HOSTILE
-from .hub_server import TOKEN, HubServer, serving, sha256
+from .hub_contents import TOKEN, HubServer, sha256
+from .hub_server import serving
 from .lora_files import weights
 from .samples import DOG, NEON, NOON, merge, result, rows, start
 
