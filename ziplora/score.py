@@ -43,11 +43,14 @@ class ScorerSpec:
 class Scorer:
     """A frozen encoder of pictures, and of texts if it is a whole CLIP model."""
 
-    def __init__(self, spec: ScorerSpec, model: Any, processor: Any, tokenizer: Any, device: torch.device) -> None:
+    def __init__(
+        self, spec: ScorerSpec, model: Any, processor: Any, tokenizer: Any, absent: frozenset[str], device: torch.device
+    ) -> None:
         self.metric: Metric = spec.metric
         self._model = model.to(device).eval().requires_grad_(False)
         self._processor, self._tokenizer, self._device = processor, tokenizer, device
-        weights = _weights_hash(model.state_dict())
+        # DINO's files have no pooler: transformers makes one up, by chance, and no score looks at it.
+        weights = _weights_hash({name: part for name, part in model.state_dict().items() if name not in absent})
         seen = hashlib.sha256(canonical_json(_plain(processor.to_dict())).encode()).hexdigest()
         self.encoder_id = f"{spec.metric}:{spec.encoder}@{weights[:12]}:{seen[:8]}"
 
@@ -128,7 +131,9 @@ def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
         if spec.metric == "clip-t" and kind != "clip":
             _missing(spec, "it reads no text, which clip-t needs")
         classes: dict[str, Any] = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
-        model = classes.get(kind, AutoModel).from_pretrained(source, revision=spec.revision, dtype=torch.float32)
+        model, loading = classes.get(kind, AutoModel).from_pretrained(
+            source, revision=spec.revision, dtype=torch.float32, output_loading_info=True
+        )
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source, revision=spec.revision, backend="pil"
         )
@@ -136,7 +141,11 @@ def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision) if reads_text else None
     except (OSError, ValueError) as error:
         _missing(spec, str(error).strip().split("\n")[0].rstrip("."))
-    return Scorer(spec, model, processor, tokenizer, torch.device(device))
+    absent = frozenset(loading["missing_keys"])
+    needed = sorted(name for name in absent if not name.startswith("pooler."))
+    if needed:
+        _missing(spec, f"{len(needed)} of its weights are not in its file, such as {needed[0]}")
+    return Scorer(spec, model, processor, tokenizer, absent, torch.device(device))
 
 
 def _missing(spec: ScorerSpec, fact: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, Dinov2Model
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, Dinov2Model, ViTConfig, ViTModel
 from transformers import logging as transformers_logging
 
 from ziplora.failure import Failure
@@ -171,6 +173,23 @@ def test_pictures_drawn_anew_are_scored_anew(scorers: list[Scorer], evidence: Ev
 
 def test_the_same_weights_are_the_same_scorer(encoders: Path, scorers: list[Scorer]) -> None:
     assert scorer(encoders, "dino", "subject").encoder_id == scorers[2].encoder_id
+
+
+def test_a_pooler_made_up_by_chance_is_no_part_of_the_scorer(encoders: Path, tmp_path: Path) -> None:
+    """facebook/dino-vits16 and its like are a ViT without one."""
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    BitImageProcessorPil.from_pretrained(encoders / "subject").save_pretrained(tmp_path / "vit")
+    first, second = scorer(tmp_path, "dino", "vit"), scorer(tmp_path, "dino", "vit")
+    assert first.encoder_id == second.encoder_id
+
+
+def test_an_encoder_with_weights_missing_is_named(encoders: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoders / "subject", tmp_path / "subject")
+    path = tmp_path / "subject" / "model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if key != "layernorm.weight"}, path)
+    with pytest.raises(Failure, match=r"1 of its weights are not in its file, such as layernorm\.weight"):
+        scorer(tmp_path, "dino", "subject")
 
 
 @pytest.mark.parametrize("change", ["weights", "preprocessing"])
