@@ -83,7 +83,7 @@ def choose_weights(names: Collection[str], wanted: str | None = None) -> str | R
             return _pickles([wanted])
         if wanted not in names:
             return Reason("FILE_MISSING", f"There is no file {wanted!a}.", "name one of the repository's files.")
-        return wanted
+        return wanted if _is_safe(wanted) else _unsafe([wanted])
     if CANONICAL_FILE in names:
         return CANONICAL_FILE
     weights = sorted(
@@ -91,6 +91,9 @@ def choose_weights(names: Collection[str], wanted: str | None = None) -> str | R
         for name in names
         if name.lower().endswith(".safetensors") and PurePosixPath(name).name.lower() not in _NO_WEIGHTS
     )
+    unsafe = [name for name in weights if not _is_safe(name)]
+    if unsafe:
+        return _unsafe(unsafe)
     found = [name for name in weights if "/" not in name] or weights
     if len(found) == 1:
         return found[0]
@@ -101,6 +104,18 @@ def choose_weights(names: Collection[str], wanted: str | None = None) -> str | R
     if pickles:
         return _pickles(pickles)
     return Reason("NO_WEIGHTS", "It holds no safetensors file.", "check that the repository is the right one.")
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name stays inside its repository on every system, and prints as what it is."""
+    steps = name.split("/")
+    plain = all(step not in ("", ".", "..") and len(step.encode()) <= 255 for step in steps)
+    return plain and name.isprintable() and not set(name) & set('\\:*?"<>|')
+
+
+def _unsafe(names: list[str]) -> Reason:
+    fact = f"The name of its weights could lead out of the repository or hide what it is: {_listed(names)}."
+    return Reason("UNSAFE_NAME", fact, "ask the author to rename the file.")
 
 
 def _pickles(names: list[str]) -> Reason:

@@ -136,6 +136,7 @@ def _licence(release: Release) -> str:
     return f"""## Licence
 
 `{release.licence}`, the strictest that the parents ask for ({parts}). Keep their notices.
+The licence of the base model holds for its use.
 
 {_USES if restricted else ""}"""
 

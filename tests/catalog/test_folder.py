@@ -37,6 +37,32 @@ def test_the_weights_are_chosen_and_never_guessed(names: list[str], wanted: str 
     assert (answer.code if isinstance(answer, Reason) else answer) == chosen
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../dog",
+        "/etc/dog",
+        "a/../../dog",
+        "C:\\dog",
+        "\\\\host\\dog",
+        "C:dog",
+        "a//dog",
+        "./dog",
+        "dog\n",
+        "dog\u202e",
+        "d\0g",
+        "é" * 200,
+    ],
+)
+def test_a_name_that_leads_astray_is_refused(name: str) -> None:
+    for wanted in (None, f"{name}.safetensors"):
+        answer = choose_weights([f"{name}.safetensors", "README.md"], wanted)
+        assert isinstance(answer, Reason)
+        assert answer.code == "UNSAFE_NAME"
+        assert answer.fact.isprintable()
+        assert answer.fact.isascii()
+
+
 def test_forty_candidates_are_counted_and_some_are_named() -> None:
     answer = choose_weights([f"step-{number:02}.safetensors" for number in range(40)])
     assert isinstance(answer, Reason)
