@@ -96,8 +96,8 @@ class Hub:
         """What one repository offers at a revision; Refused when it cannot be seen."""
         url = f"{self.endpoint}/api/models/{name}/revision/{revision.replace('/', '%2F')}"
         with _in_plain_words(name, revision):
-            options = {"headers": build_hf_headers(), "timeout": _TIMEOUT_SECONDS, "max_retries": _RETRIES}
-            answer = http_backoff("GET", url, params={"expand": EXPAND}, **options)
+            asked = {"params": {"expand": EXPAND}, "headers": build_hf_headers(), "timeout": _TIMEOUT_SECONDS}
+            answer = http_backoff("GET", url, max_retries=_RETRIES, **asked)  # type: ignore[arg-type] # passed on
             hf_raise_for_status(answer)
             return offered(answer.json(), file_name)
 
