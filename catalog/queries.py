@@ -14,10 +14,11 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Engine, Subquery, and_, case, false, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from catalog.errors import CatalogueError
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Alias, MergeStatus, Reason, Role, metric_of
 from catalog.licence import combine
 from catalog.names import adapter_names
-from catalog.schema import Adapter, Failure, Merge, Refusal, Request, Score, reading
+from catalog.schema import Adapter, Failure, Merge, Night, Refusal, Request, Score, reading
 from catalog.schema import Alias as AliasRow
 
 
@@ -246,3 +247,24 @@ def seconds_by_method(engine: Engine) -> dict[str, float]:
     mean = select(Merge.method, func.avg(Merge.seconds)).where(Merge.status == "done").group_by(Merge.method)
     with reading(engine).connect() as connection:
         return {method: seconds for method, seconds in connection.execute(mean) if seconds is not None}
+
+
+def latest_settings(engine: Engine) -> Mapping[str, Any]:
+    """The settings of the night that began last."""
+    last = select(Night.settings).order_by(Night.started_at.desc(), Night.night_id.desc())
+    with reading(engine).connect() as connection:
+        settings = connection.scalar(last)
+    if settings is None:
+        raise CatalogueError("NO_NIGHT", "The catalogue knows of no night: run one first, with ziplora run CONFIG.")
+    found: Mapping[str, Any] = settings
+    return found
+
+
+def recipe_of(engine: Engine, merge_id: str) -> Mapping[str, Any]:
+    """The recipe of a finished merge."""
+    with reading(engine).connect() as connection:
+        row = connection.execute(select(Merge.recipe, Merge.status).where(Merge.merge_id == merge_id)).one()
+    if row.status != "done":
+        raise CatalogueError("NOT_FINISHED", f"Merge {merge_id[:12]} is {row.status}. See: ziplora why {merge_id[:12]}")
+    recipe: Mapping[str, Any] = row.recipe
+    return recipe

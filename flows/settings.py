@@ -195,6 +195,7 @@ class Settings(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     store: Path = Path("store")
     catalogue: str = "sqlite:///catalog.sqlite"
+    snapshot: Path = Field(default=Path("catalog.duckdb"), description="the catalogue for readers, in DuckDB")
     gallery: Path = Path("gallery")
 
 
@@ -251,6 +252,7 @@ class Problems(Exception):  # noqa: N818 - several problems at once
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+        self.exit_code = max(problem.exit_code for problem in problems)
 
 
 def parse_settings(text: str, beside: Path) -> Settings:
@@ -298,6 +300,7 @@ def _placed(settings: Settings, beside: Path) -> Settings:
             "sources": sources,
             "store": beside / settings.store,
             "gallery": beside / settings.gallery,
+            "snapshot": beside / settings.snapshot,
             "catalogue": catalogue,
         }
     )
@@ -308,12 +311,13 @@ def prefect_api_url() -> str | None:
     return os.environ.get("PREFECT_API_URL")
 
 
-def run_without_server() -> None:
-    """Let flows of this process use a temporary server of their own, silent and told of by nobody."""
+def quiet_prefect() -> None:
+    """Let Prefect say nothing in this terminal and tell nobody; must come before it is imported."""
     quiet = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # its first start makes a database
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)

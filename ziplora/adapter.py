@@ -1,5 +1,6 @@
 """One LoRA file: its facts from the header alone, or its layers in single precision, or a refusal with a reason."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -112,6 +113,12 @@ class _Plan:
     facts: AdapterHeader
     keys: Mapping[Module, Mapping[Side, str]]
     configs: Mapping[Part, Config]
+
+
+def family_of(base_model: Path) -> Base:
+    """The family of the base model in a folder, told as that of an adapter: by how wide the text it listens to is."""
+    config = json.loads((base_model / "unet" / "config.json").read_text(encoding="utf-8"))
+    return _BASE_OF_WIDTH.get(config.get("cross_attention_dim"), "unknown")
 
 
 def inspect(path: Path) -> AdapterHeader:

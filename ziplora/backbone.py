@@ -248,7 +248,9 @@ def device_named(wanted: str) -> tuple[str, str]:
 def load_backbone(source: str | Path, device: str, dtype: str, revision: str | None = None) -> Sdxl:
     """The base model in a folder, or of that id on the Hub; `dtype` by name, such as bfloat16."""
     from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()  # whoever calls has bars of their own
     is_path = isinstance(source, Path) or source.startswith((".", "/", "~"))
     if is_path and not (Path(source) / "model_index.json").is_file():
         _missing(f"There is no base model in {source}: it has no model_index.json", "give the folder of a pipeline.")

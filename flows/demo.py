@@ -1,0 +1,24 @@
+"""The settings of the demo: a night on the bundled tiny world."""
+
+import shutil
+from pathlib import Path
+
+from flows.settings import Problem
+from ziplora.tinyworld.bundle import FILES
+
+_TEMPLATE = Path(__file__).parent / "demo.yaml"
+
+
+def write_config(out: Path) -> Path:
+    """Write the demo's CONFIG and the adapters that it scans to a folder, once; gives back the CONFIG's path."""
+    if not (FILES / "base" / "model_index.json").is_file():
+        fact = f"The tiny world is not in {FILES}."
+        raise Problem("TINY_WORLD_MISSING", fact, "install ziplora from a full clone of its repository.", 3)
+    config = out / "night.yaml"
+    if not config.exists():
+        for drawer in ("adapters", "faults"):
+            shutil.copytree(FILES / drawer, out / drawer, dirs_exist_ok=True)
+        for model in ("base", "encoders"):
+            shutil.copytree(FILES / model, out / model, dirs_exist_ok=True)
+        shutil.copyfile(_TEMPLATE, config)
+    return config

@@ -1,0 +1,27 @@
+"""How far a night is, told to whoever watches: a terminal's progress bars, or nobody."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Watcher = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and how much there is in all (0 where nobody knows)."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Say how far something is."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(what, done, total)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """All that is told inside goes to this watcher."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)

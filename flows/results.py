@@ -1,0 +1,156 @@
+"""What is made of finished merges: adapter files, pages, publications."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog.facts import Role
+from catalog.gallery import write_gallery
+from catalog.hub import Hub
+from catalog.licence import combine
+from catalog.names import short
+from catalog.publish import Policy, Published, publish
+from catalog.queries import latest_settings, pick, ranking_scorers, recipe_of, usable_adapters
+from catalog.release import Parent, Release, ReleasePicture
+from catalog.schema import Catalogue
+from catalog.story import score_01, scores_by_merge
+from flows.plan import Input, base_of, input_of
+from flows.settings import Problem, Settings
+from ziplora.export import materialise
+from ziplora.merge import finished
+from ziplora.recipe import Drawing, Export, Recipe, Single
+from ziplora.store import Store
+
+
+def settings_of(catalogue: Catalogue) -> Settings:
+    """The settings of the last night: where its store and its gallery are, and what it may publish."""
+    return Settings.model_validate(latest_settings(catalogue))
+
+
+def _inputs(catalogue: Catalogue, settings: Settings, role: Role) -> dict[str, Input]:
+    """The usable adapters of a role by sha256, at the place where each was seen last."""
+    return {
+        adapter.sha256: input_of(
+            settings,
+            role,
+            adapter.sha256,
+            adapter.licence,
+            adapter.facts,
+            (adapter.aliases[0].repository, adapter.aliases[0].revision, adapter.aliases[0].file_name),
+        )
+        for adapter in usable_adapters(catalogue, role)
+    }
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A finished merge with its parents."""
+
+    recipe: Recipe
+    subject: Input
+    style: Input
+
+
+def merged(catalogue: Catalogue, settings: Settings, merge_id: str) -> Merged:
+    """A finished merge, or a Problem when one of its parents is not usable any more."""
+    recipe = Recipe.from_json(json.dumps(recipe_of(catalogue, merge_id)))
+    parents = []
+    for role, sha256 in (("subject", recipe.subject_sha256), ("style", recipe.style_sha256)):
+        known = _inputs(catalogue, settings, role)  # type: ignore[arg-type]  # the two words are the two roles
+        if sha256 not in known or not known[sha256].file.is_file():
+            fact = f"The {role} {sha256[:12]} of merge {merge_id[:12]} is not on this disk, or not usable any more."
+            raise Problem("PARENT_MISSING", fact, f"ziplora why {sha256[:12]} tells what became of it.")
+        parents.append(known[sha256])
+    return Merged(recipe, *parents)
+
+
+def export_merge(catalogue: Catalogue, merge_id: str, out: Path, export: Export) -> str:
+    """Write the adapter file of a finished merge; gives back its sha256."""
+    settings = settings_of(catalogue)
+    found = merged(catalogue, settings, merge_id)
+    return materialise(found.recipe, found.subject.file, found.style.file, Store(settings.store), out, export)
+
+
+def write_pages(catalogue: Catalogue, settings: Settings) -> Path:
+    """Write the gallery; gives back its first page."""
+    base, store, previews = base_of(settings), Store(settings.store), settings.previews
+    drawing = Drawing(previews.steps, previews.guidance, previews.side)
+
+    def alone(sha256: str | None) -> Path:
+        return store.single(Single(sha256, base.model, base.revision, drawing).single_id)
+
+    roles: tuple[Role, Role] = ("subject", "style")
+    singles = {adapter.sha256: alone(adapter.sha256) for role in roles for adapter in usable_adapters(catalogue, role)}
+    return write_gallery(catalogue, settings.store, settings.gallery, singles=singles, base=alone(None))
+
+
+@contextmanager
+def released(catalogue: Catalogue, settings: Settings, merge_id: str) -> Iterator[Release]:
+    """A merge with its files ready for the Hub; they are gone afterwards."""
+    found, store = merged(catalogue, settings, merge_id), Store(settings.store)
+    licence = combine(found.subject.licence, found.style.licence, allow_unknown=True)
+    result = finished(store, merge_id)
+    if result is None:
+        fact = f"The files of merge {merge_id[:12]} are not in {settings.store}, or damaged."
+        raise Problem("MERGE_DAMAGED", fact, "run the night again.")
+    folder = store.previews(merge_id)
+    record = json.loads((folder / "previews.json").read_text(encoding="utf-8"))
+    scores = scores_by_merge(catalogue, merge_id).get(merge_id, ())
+    with tempfile.TemporaryDirectory(prefix="ziplora-release-") as name:
+        files = {dialect: Path(name) / f"{dialect}.safetensors" for dialect in ("diffusers", "kohya")}
+        for dialect, path in files.items():
+            export = Export(dialect=dialect)  # type: ignore[arg-type]  # both words are dialects of exports
+            materialise(found.recipe, found.subject.file, found.style.file, store, path, export)
+        yield Release(
+            merge_id=merge_id,
+            subject=_parent(found.subject),
+            style=_parent(found.style),
+            base_model=found.recipe.base_model,
+            base_revision=found.recipe.base_revision,
+            method=found.recipe.method,
+            recipe=json.loads(found.recipe.to_json()),
+            licence=licence if isinstance(licence, str) else None,
+            prompt=f"{found.subject.slot} {found.style.slot}",
+            score_01=score_01(scores),
+            scores=scores,
+            pictures=tuple(
+                ReleasePicture(folder / one["file"], one["prompt"], one["seed"]) for one in record["pictures"]
+            ),
+            weights=files["diffusers"],
+            kohya=files["kohya"],
+            coefficients=store.merge(merge_id) / "coefficients.safetensors",
+            builder=result.versions,
+        )
+
+
+def _parent(adapter: Input) -> Parent:
+    return Parent(
+        adapter.role,
+        short(adapter.name),
+        adapter.name,
+        adapter.revision,
+        adapter.file_name,
+        adapter.sha256,
+        adapter.licence,
+        adapter.prompt,
+    )
+
+
+def publish_merge(catalogue: Catalogue, merge_id: str, *, namespace: str | None, dry_run: bool) -> Published:
+    """Send a merge to the Hub, or say what would be sent."""
+    settings = settings_of(catalogue)
+    owner = namespace or settings.publish.namespace
+    if owner is None:
+        raise Problem("NO_NAMESPACE", "Neither the settings nor --namespace say whose it would be.", "name a user.")
+    policy = Policy(owner, settings.publish.private, settings.publish.least_score)
+    with released(catalogue, settings, merge_id) as release:
+        return publish(release, policy, Hub(), catalogue, dry_run=dry_run)
+
+
+def publishable(catalogue: Catalogue, settings: Settings) -> list[str]:
+    """Merges that score enough to leave this machine, the best first."""
+    picked = pick(catalogue, ranking_scorers(catalogue), least_score=settings.publish.least_score, limit=1000)
+    return [one.merge.merge_id for one in picked if one.licence is not None]

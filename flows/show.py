@@ -1,0 +1,132 @@
+"""What a command prints: tables and progress bars for people, one JSON document for scripts."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from catalog.facts import Reason
+from flows.nightly import Report
+from flows.plan import Plan
+from flows.progress import watched
+from flows.scan import Found
+
+OUT, ERR = Console(), Console(stderr=True)
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path | datetime):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not for scripts")
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(document, default=_plain, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table whose cells are text as it is, whatever a stranger wrote into a name."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    OUT.print(table)
+    OUT.print()
+
+
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Progress bars for all that tells how far it is."""
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=ERR, transient=True) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def watcher(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                for name in [name for name in shown if name not in ("adapters", "merges")]:
+                    bars.remove_task(shown.pop(name))
+                shown[what] = bars.add_task(what)
+            bars.update(shown[what], completed=done, total=total or None)
+
+        with watched(watcher):
+            yield
+
+
+def print_found(found: Sequence[Found]) -> None:
+    """What a scan saw: the usable, then the others by code."""
+    usable = [one for one in found if one.reason is None]
+    print_table(
+        f"{len(usable)} of {len(found)} adapters are usable",
+        ("role", "adapter", "licence", "file", "ranks", "called by"),
+        [
+            (one.role, one.repository, one.licence, one.facts["dialect"], _ranks(one.facts), one.facts["prompt"])
+            for one in usable
+        ],
+    )
+    others = sorted(
+        (one.status, one.reason.code, one.repository, one.reason) for one in found if one.reason is not None
+    )
+    if others:
+        OUT.print(f"{len(others)} are not", style="bold")
+    for status, code, name, reason in others:
+        print_reason(f"{status:<12}", f"{code}  {name}", reason)
+
+
+def print_reason(what: str, item: str, reason: Reason) -> None:
+    """One item that came to nothing: the fact, and the way out on a line of its own."""
+    OUT.print(
+        Text.assemble((what, "dim"), (item, "bold"), f"\n    {reason.fact}\n    ", (f"Next: {reason.next_step}", "dim"))
+    )
+
+
+def _ranks(facts: Mapping[str, object]) -> str:
+    ranks = facts["ranks"]
+    return " ".join(map(str, ranks)) if isinstance(ranks, list | tuple) else ""
+
+
+def print_plan(planned: Plan, seconds: float | None) -> None:
+    """Which merges would run, and which not and why."""
+    cost = f", about {_duration(seconds)}" if seconds is not None else ""
+    print_table(
+        f"{len(planned.jobs)} merges to do{cost}",
+        ("subject", "style", "method", "licence", "merge id"),
+        [
+            (job.subject.name, job.style.name, job.recipe.method, job.licence or "private", job.recipe.merge_id[:12])
+            for job in planned.jobs
+        ],
+    )
+    if planned.skipped:
+        OUT.print(f"{len(planned.skipped)} left out", style="bold")
+    for one in planned.skipped:
+        print_reason("skipped     ", f"{one.reason.code}  {one.job.name}", one.reason)
+    OUT.print(f"{planned.finished} finished before, {planned.blocked} blocked, {planned.postponed} beyond the limit")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def print_report(report: Report) -> None:
+    """What a night did."""
+    OUT.print()
+    OUT.print(f"[bold]{report.merged} merged[/bold] in {_duration(report.seconds)}, {report.finished_before} before")
+    for what, counts in (("failed", report.failed), ("refused", report.refused), ("skipped", report.skipped)):
+        for code, count in counts.items():
+            OUT.print(f"{count:>4} {what:<8} {code}", highlight=False)
+    OUT.print(f"Gallery    {Path(report.gallery).as_uri()}", highlight=False, soft_wrap=True)
+    OUT.print(f"Catalogue  {report.catalog}", highlight=False, soft_wrap=True)
+    OUT.print(f"Snapshot   {report.snapshot}", highlight=False, soft_wrap=True)

@@ -1,0 +1,179 @@
+"""One warm worker: base model and encoders loaded once, then the stages of one pair after the other.
+
+No Prefect here, so that a pair can be merged from anywhere; `tasks.py` shows these stages to people.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+from catalog import facts, record
+from catalog.candidate import Candidate, CardFacts
+from catalog.hub import Hub
+from catalog.schema import Catalogue, open_catalogue
+from flows.plan import Base, Input, Job
+from flows.settings import Settings
+from ziplora.adapter import CONFIG_NAME
+from ziplora.backbone import Sdxl, device_named, load_backbone
+from ziplora.merge import merge
+from ziplora.preview import preview_merge, preview_single
+from ziplora.recipe import Drawing, MergeResult, PreviewRequest, PreviewResult, References, ScoreRow, Single
+from ziplora.score import Evidence, Scorer, ScorerSpec, load_scorer, score_merge
+from ziplora.store import Store
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one job's pictures are compared with, and the pictures themselves."""
+
+    merge: PreviewResult
+    base: PreviewResult
+    subject: PreviewResult
+    style: PreviewResult
+
+
+class Worker:
+    """The stages of a pair on one device, for one night."""
+
+    def __init__(self, settings: Settings, base: Base) -> None:
+        self.settings, self.base = settings, base
+        self.store = Store(settings.store)
+        self.drawing = Drawing(settings.previews.steps, settings.previews.guidance, settings.previews.side)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The catalogue, opened when the first result is written."""
+        return open_catalogue(self.settings.catalogue)
+
+    @cached_property
+    def backbone(self) -> Sdxl:
+        """The base model, loaded when the first stage wants it."""
+        chosen = self.settings.base_model
+        return load_backbone(chosen.id, *device_named(self.settings.device), chosen.revision)
+
+    @cached_property
+    def hub(self) -> Hub:
+        """The Hub, for adapters that are not on this disk yet."""
+        return Hub()
+
+    @cached_property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """Text, style and subject scorers."""
+        chosen = self.settings.scorers
+        specs = (
+            ScorerSpec("clip-t", *_named(chosen.text)),
+            ScorerSpec("clip-i", *_named(chosen.style)),
+            ScorerSpec("dino", *_named(chosen.subject)),
+        )
+        device, _ = device_named(self.settings.device)
+        return tuple(load_scorer(spec, device) for spec in specs)
+
+    def fetch(self, adapter: Input) -> None:
+        """Bring an adapter of the Hub to this disk, with PEFT's configuration beside it if it has one."""
+        if adapter.file.is_file():
+            return
+        folder = adapter.file.parent
+        source = Candidate(adapter.name, adapter.revision, adapter.file_name, None, adapter.sha256, CardFacts(), ())
+        config = self.hub.small_file(source, CONFIG_NAME)
+        if config is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_NAME).write_bytes(config)
+        self.hub.download(source, folder)
+
+    def merge(self, job: Job, progress: Progress) -> MergeResult:
+        """Coefficients in the store, or those that are there."""
+        return merge(
+            job.recipe,
+            job.subject.file,
+            job.style.file,
+            self.backbone,
+            self.store,
+            job.subject.references,
+            job.style.references,
+            progress,
+        )
+
+    def preview(self, job: Job) -> Pictures:
+        """The merge's pictures, and those of the base and of each adapter alone, which all pairs share."""
+        previews = self.settings.previews
+        request = PreviewRequest(job.prompts(previews.prompts), previews.seeds, self.drawing)
+        merged = preview_merge(job.recipe, request, job.subject.file, job.style.file, self.backbone, self.store)
+        alone = Single(None, self.base.model, self.base.revision, self.drawing)
+        return Pictures(
+            merged,
+            preview_single(alone, request, None, self.backbone, self.store),
+            self._alone(job.subject, previews.seeds),
+            self._alone(job.style, previews.seeds),
+        )
+
+    def _alone(self, adapter: Input, seeds: tuple[int, ...]) -> PreviewResult:
+        single = Single(adapter.sha256, self.base.model, self.base.revision, self.drawing)
+        request = PreviewRequest((adapter.prompt,), seeds, self.drawing)
+        return preview_single(single, request, adapter.file, self.backbone, self.store)
+
+    def _references(self, adapter: Input) -> References:
+        """An adapter's own pictures; failing these, some that it draws of its prompt, with seeds of their own."""
+        return adapter.references or References(self._alone(adapter, _REFERENCE_SEEDS).paths, "drawn")
+
+    def score(self, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
+        """What every scorer sees in every picture."""
+        evidence = Evidence(
+            pictures.merge,
+            pictures.base,
+            pictures.subject,
+            pictures.style,
+            self._references(job.subject),
+            self._references(job.style),
+        )
+        return score_merge(job.recipe.merge_id, evidence, self.scorers, self.store)
+
+    def record(self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> dict[str, float]:
+        """Write a finished pair into the catalogue; gives back its mean position by metric."""
+        now = datetime.now(UTC)
+        merge_id = job.recipe.merge_id
+        scores = [
+            facts.Score(merge_id, row.scorer_id, row.prompt, row.seed, row.value, row.floor, row.ceiling, now)
+            for row in rows
+        ]
+        losses = asdict(result.losses) if result.losses else {}
+        finished = facts.Result(night_id, losses, result.movement, result.seconds, now)
+        record.record_done(self.catalogue, merge_of(job), finished)
+        record.record_scores(self.catalogue, scores)
+        return mean_positions(scores)
+
+    def record_failure(self, job: Job, night_id: str, reason: facts.Reason) -> None:
+        """Write down why a pair has no result."""
+        record.record_failed(self.catalogue, merge_of(job), reason, night_id, datetime.now(UTC))
+
+
+def merge_of(job: Job) -> facts.Merge:
+    """The job as a row of the catalogue."""
+    recipe = job.recipe
+    return facts.Merge(
+        recipe.merge_id, recipe.subject_sha256, recipe.style_sha256, recipe.method, json.loads(recipe.to_json())
+    )
+
+
+def mean_positions(scores: Sequence[facts.Score]) -> dict[str, float]:
+    """Where a merge is between floor and ceiling, by metric; without those that could not be placed."""
+    positions: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        if score.position is not None:
+            positions[score.scorer_id.partition(":")[0]].append(score.position)
+    return {metric: fmean(values) for metric, values in positions.items()}
+
+
+_REFERENCE_SEEDS = (1000, 1001, 1002, 1003)
+
+
+def _named(encoder: str) -> tuple[str, Path | None]:
+    """An encoder's name in score ids, and its folder if it is one."""
+    folder = Path(encoder)
+    return (folder.name, folder) if folder.is_dir() else (encoder, None)
