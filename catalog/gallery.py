@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -141,8 +142,8 @@ class _Pages:
         self._templates.globals |= {
             "grid_picture": lambda shot: pictures.add(shot.source, _GRID_SIDE),
             "large_picture": lambda shot: pictures.add(shot.source, _LARGE_SIDE),
-            "alone": self._alone,
-            "previews": self._previews,
+            "alone": cache(self._alone),
+            "previews": cache(self._previews),
             "floor": self._floor,
             "percent": lambda position: round(100 * min(1.0, max(0.0, position)), 1),
             "now": datetime.now(UTC),

@@ -76,18 +76,18 @@ BOMB = b"---\na: &a [x, x, x, x, x, x, x, x]\n" + b"".join(
     ],
 )
 def test_a_broken_card_is_a_note(front: bytes) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     facts = read_card(b"---\n" + front + b"\n---\n", FILES)
     assert [note.code for note in facts.notes] == ["CARD_INVALID"]
     assert facts == CardFacts(notes=facts.notes)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 3
 
 
 def test_a_bomb_and_a_flood_do_not_go_off() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     for content in (BOMB + b"---\n", b"---\n" + b"a: b\n" * 10_000_000 + b"---\n"):
         assert [note.code for note in read_card(content, FILES).notes] == ["CARD_INVALID"]
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(
