@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -14,10 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from catalog.facts import Reason
-from flows.nightly import Report
-from flows.plan import Plan
 from flows.progress import watched
-from flows.scan import Found
+
+if TYPE_CHECKING:  # they bring torch, and whoever asks the catalogue waits for nothing
+    from flows.nightly import Report
+    from flows.plan import Plan
+    from flows.scan import Found
 
 OUT, ERR = Console(), Console(stderr=True)
 
@@ -64,7 +67,7 @@ def progress_bars() -> Iterator[None]:
             yield
 
 
-def print_found(found: Sequence[Found]) -> None:
+def print_found(found: Sequence["Found"]) -> None:
     """What a scan saw: the usable, then the others by code."""
     usable = [one for one in found if one.reason is None]
     print_table(
@@ -96,7 +99,7 @@ def _ranks(facts: Mapping[str, object]) -> str:
     return " ".join(map(str, ranks)) if isinstance(ranks, list | tuple) else ""
 
 
-def print_plan(planned: Plan, seconds: float | None) -> None:
+def print_plan(planned: "Plan", seconds: float | None) -> None:
     """Which merges would run, and which not and why."""
     cost = f", about {_duration(seconds)}" if seconds is not None else ""
     print_table(
@@ -120,7 +123,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def print_report(report: Report) -> None:
+def print_report(report: "Report") -> None:
     """What a night did."""
     OUT.print()
     OUT.print(f"[bold]{report.merged} merged[/bold] in {_duration(report.seconds)}, {report.finished_before} before")
