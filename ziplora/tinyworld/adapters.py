@@ -20,7 +20,7 @@ from .dataset import render_all
 from .figures import BACKGROUNDS, COLOURS
 from .repository import AdapterFacts, Dialect, Layers, TrainedLayer
 from .training import Schedule, Trained, fit
-from .world import Scene, caption, sample_scene
+from .world import NARROW, Scene, caption, sample_scene
 
 BASE_MODEL = "ziplora/tinyworld-base"
 SUBJECT_BACKGROUNDS = ("white", "gray", "sand")
@@ -85,7 +85,7 @@ def training_scenes(plan: AdapterPlan, seed: int) -> list[Scene]:
     for index in range(PICTURES[plan.role]):
         figure = plan.name if plan.role == "subject" else STYLE_OBJECTS[index % len(STYLE_OBJECTS)]
         style = "flat" if plan.role == "subject" else plan.name
-        chance = sample_scene(generator, (figure,), (style,))
+        chance = sample_scene(generator, (figure,), (style,), NARROW)
         colour = None if plan.role == "subject" else str(colours[index % len(colours)])
         background = backgrounds[index % len(backgrounds)]
         scenes.append(Scene(figure, colour, background, style, chance.x, chance.y, chance.size, chance.angle))

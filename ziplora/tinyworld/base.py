@@ -21,7 +21,7 @@ from .autoencoder import CHANNELS, encode
 from .dataset import render_all, sample_scenes
 from .text import IDENTIFIERS, WIDTHS, build_text_encoders, build_tokenizers, encode_text, token_ids
 from .training import Schedule, Trained, fit
-from .world import SIZE, caption
+from .world import NARROW, SIZE, caption
 
 _TIME_EMBEDDING = 8
 _BATCH = 32
@@ -126,7 +126,7 @@ def train_base(
     autoencoder: AutoencoderKL, work: Path, steps: int, count: int, seed: int, device: torch.device
 ) -> tuple[StableDiffusionXLPipeline, Trained]:
     """The whole pipeline around an autoencoder, from `count` rendered pictures; resumes from `work`."""
-    scenes = sample_scenes(count, seed, held_out=False)
+    scenes = sample_scenes(count, seed, held_out=False, jitter=NARROW)
     pictures = render_all(scenes, work)
     latents = encode(autoencoder, pictures)
     captions = [caption(scene) for scene in scenes]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from .figures import OBJECTS
-from .world import BASE_STYLES, Scene, caption, render, sample_scene
+from .world import BASE_STYLES, WIDE, Jitter, Scene, caption, render, sample_scene
 
 Pictures = UInt8[NDArray[np.uint8], "count height width 3"]
 
@@ -32,12 +32,13 @@ def sample_scenes(
     held_out: bool,
     figures: Sequence[str] = tuple(OBJECTS),
     styles: Sequence[str] = tuple(BASE_STYLES),
+    jitter: Jitter = WIDE,
 ) -> list[Scene]:
     """`count` scenes, all from the held-out captions or all from the others."""
     generator = np.random.default_rng(seed)
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = sample_scene(generator, figures, styles)
+        scene = sample_scene(generator, figures, styles, jitter)
         if is_held_out(scene) == held_out:
             scenes.append(scene)
     return scenes

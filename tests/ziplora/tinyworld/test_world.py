@@ -10,10 +10,13 @@ import pytest
 from ziplora.tinyworld.figures import BACKGROUNDS, COLOURS, OBJECTS, SUBJECTS, Colour
 from ziplora.tinyworld.world import (
     BASE_STYLES,
+    NARROW,
     NEW_STYLES,
     SIZE,
     STYLES,
+    WIDE,
     Image01,
+    Jitter,
     Scene,
     caption,
     parts_of,
@@ -166,3 +169,14 @@ def test_sampling_reaches_every_word() -> None:
     assert {scene.colour for scene in scenes} == COLOURS.keys()
     assert {scene.background for scene in scenes} == BACKGROUNDS.keys()
     assert {scene.style for scene in scenes} == BASE_STYLES.keys()
+
+
+@pytest.mark.parametrize("jitter", [WIDE, NARROW])
+def test_figures_are_placed_within_their_jitter_and_fill_it(jitter: Jitter) -> None:
+    generator = np.random.default_rng(3)
+    scenes = [sample_scene(generator, jitter=jitter) for _ in range(500)]
+    sizes, angles = [scene.size for scene in scenes], [scene.angle for scene in scenes]
+    moved = [max(abs(scene.x), abs(scene.y)) / (0.95 - scene.size) for scene in scenes]
+    assert jitter.smallest <= min(sizes) < jitter.smallest + 0.01 < jitter.largest - 0.01 < max(sizes) <= jitter.largest
+    assert 0.9 * jitter.room < max(moved) <= jitter.room + 1e-9
+    assert -jitter.angle <= min(angles) < -0.95 * jitter.angle < 0.95 * jitter.angle < max(angles) <= jitter.angle
