@@ -89,6 +89,8 @@ class Plan:
     """Merges that failed three times and wait for somebody to ask for them."""
     postponed: int
     """Merges beyond the night's limit."""
+    answered: tuple[tuple[str, str], ...]
+    """Asked-for pairs all of whose merges are done."""
 
 
 def base_of(settings: Settings) -> Base:
@@ -175,11 +177,16 @@ def plan(
     jobs: list[Job] = []
     skipped: list[Skipped] = []
     done = held = 0
+    answered: list[tuple[str, str]] = []
     for subject, style in ((subject, style) for subject in subjects for style in styles):
-        if (subject.sha256, style.sha256) not in turn and not is_wanted(settings, subject.name, style.name):
+        pair = (subject.sha256, style.sha256)
+        if pair not in turn and not is_wanted(settings, subject.name, style.name):
             continue
         licence = combine(subject.licence, style.licence, allow_unknown=settings.merge_unknown_licences)
-        for recipe in _recipes(settings, base, subject, style, calibrations):
+        recipes = _recipes(settings, base, subject, style, calibrations)
+        if pair in turn and all(recipe.merge_id in finished for recipe in recipes):
+            answered.append(pair)
+        for recipe in recipes:
             if isinstance(licence, Reason):
                 skipped.append(Skipped(Job(recipe, subject, style, None), licence))
             elif recipe.merge_id in finished:
@@ -190,7 +197,8 @@ def plan(
                 jobs.append(Job(recipe, subject, style, licence))
     jobs.sort(key=lambda job: turn.get((job.subject.sha256, job.style.sha256), len(turn)))
     limit = settings.limits.pairs * len(settings.methods)
-    return Plan(tuple(jobs[:limit]), tuple(skipped), done, held, max(0, len(jobs) - limit))
+    postponed = max(0, len(jobs) - limit)
+    return Plan(tuple(jobs[:limit]), tuple(skipped), done, held, postponed, tuple(answered))
 
 
 def _recipes(

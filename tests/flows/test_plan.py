@@ -1,0 +1,166 @@
+"""What a night would do, told from made-up adapters: nothing is read, and nothing is written."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from catalog.facts import Role
+from flows.nightly import batches
+from flows.plan import Base, Input, Plan, base_of, plan, slot_of
+from flows.settings import Settings, parse_settings
+
+from .world import SETTINGS
+
+BASE = Base("tiny", "1")
+ALL = ["cat × neon", "cat × wave", "dog × neon", "dog × wave"]
+
+
+def _settings(**changes: Any) -> Settings:
+    return parse_settings(yaml.safe_dump({**SETTINGS, "methods": [{"method": "direct"}], **changes}), Path("/nights"))
+
+
+def _adapter(role: Role, name: str, licence: str | None = "apache-2.0") -> Input:
+    prompt = f"a sks {name}" if role == "subject" else f"a star in {name} style"
+    file = Path(f"/adapters/{name}.safetensors")
+    return Input(_sha256(name), role, f"me/{name}-lora", "1", "a.safetensors", licence, prompt, prompt, file, ())
+
+
+def _sha256(name: str) -> str:
+    return name.encode().hex().ljust(64, "0")
+
+
+ADAPTERS = (
+    _adapter("subject", "cat"),
+    _adapter("subject", "dog"),
+    _adapter("style", "neon"),
+    _adapter("style", "wave"),
+)
+
+
+def _planned(
+    settings: Settings,
+    adapters: Sequence[Input] = ADAPTERS,
+    finished: Collection[str] = (),
+    blocked: Collection[str] = (),
+    requested: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    asked = [(_sha256(subject), _sha256(style)) for subject, style in requested]
+    return plan(settings, BASE, adapters, finished, blocked, asked)
+
+
+def _pairs(planned: Plan) -> list[str]:
+    return [job.name.partition(" · ")[0] for job in planned.jobs]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ({}, ALL),
+        ({"include": ["cat-* x *"]}, ALL[:2]),
+        ({"include": ["me/cat-lora x me/neon-lora"]}, ALL[:1]),
+        ({"include": ["cat x wave", "dog x neon"]}, ALL[1:3]),
+        ({"exclude": ["* x neon"]}, [ALL[1], ALL[3]]),
+        ({"include": ["cat x *"], "exclude": ["cat x *"]}, []),
+        ({"include": ["Cat x *"]}, []),
+    ],
+)
+def test_patterns_choose_pairs(pairs: dict[str, list[str]], expected: list[str]) -> None:
+    assert _pairs(_planned(_settings(pairs=pairs))) == expected
+
+
+def test_what_is_asked_for_goes_first_in_the_order_of_asking_whatever_the_patterns_say() -> None:
+    settings = _settings(pairs={"exclude": ["dog x wave"]})
+    planned = _planned(settings, requested=[("dog", "wave"), ("cat", "wave")])
+    assert _pairs(planned) == ["dog × wave", "cat × wave", "cat × neon", "dog × neon"]
+
+
+def test_what_is_finished_or_blocked_is_subtracted() -> None:
+    first, second, *rest = (job.recipe.merge_id for job in _planned(_settings()).jobs)
+    planned = _planned(_settings(), finished=[first, "of another night"], blocked=[second])
+    assert [job.recipe.merge_id for job in planned.jobs] == rest
+    assert (planned.finished, planned.blocked) == (1, 1)
+
+
+def test_a_request_is_answered_once_every_method_is_finished() -> None:
+    settings = _settings(methods=SETTINGS["methods"])
+    direct, gradient = (job.recipe.merge_id for job in _planned(settings).jobs[:2])
+    asked = [("cat", "neon"), ("ghost", "neon")]
+    assert _planned(settings, finished=[direct], requested=asked).answered == ()
+    answered = _planned(settings, finished=[direct, gradient], requested=asked).answered
+    assert answered == ((_sha256("cat"), _sha256("neon")),)
+
+
+def test_a_limit_postpones_the_rest() -> None:
+    settings = _settings(methods=SETTINGS["methods"], limits={"pairs": 1})
+    planned = _planned(settings, requested=[("dog", "wave")])
+    assert [job.name for job in planned.jobs] == ["dog × wave · ziplora", "dog × wave · direct"]
+    assert planned.postponed == 6
+
+
+def test_licences_that_exclude_each_other_are_skipped_with_a_reason() -> None:
+    adapters = (
+        _adapter("subject", "cat", "cc-by-nc-4.0"),
+        _adapter("style", "neon", "gpl-3.0"),
+        _adapter("style", "wave"),
+    )
+    planned = _planned(_settings(), adapters)
+    assert _pairs(planned) == ["cat × wave"]
+    (skipped,) = planned.skipped
+    assert skipped.job.name == "cat × neon · direct"
+    assert skipped.reason.code.startswith("LICENCE_")
+
+
+def test_an_unknown_licence_is_merged_only_when_the_settings_say_so() -> None:
+    adapters = (_adapter("subject", "cat", None), _adapter("style", "neon"))
+    assert _pairs(_planned(_settings(), adapters)) == []
+    (job,) = _planned(_settings(merge_unknown_licences=True), adapters).jobs
+    assert job.licence is None
+
+
+def test_the_same_adapters_make_the_same_plan_wherever_they_lie() -> None:
+    moved = [Input(**{**vars(one), "file": Path("/elsewhere"), "revision": "2"}) for one in ADAPTERS]
+    there, here = _planned(_settings(), moved), _planned(_settings())
+    assert [job.recipe.merge_id for job in there.jobs] == [job.recipe.merge_id for job in here.jobs]
+
+
+@pytest.mark.parametrize(
+    ("role", "prompt", "slot"),
+    [
+        ("subject", "a sks cat", "a sks cat"),
+        ("subject", "a sks cat in a box", "a sks cat in a box"),
+        ("style", "flowers in szn style", "in szn style"),
+        ("style", "a house in snow in szn style", "in szn style"),
+        ("style", "in szn style", "in szn style"),
+        ("style", "szn style", "szn style"),
+    ],
+)
+def test_a_slot_is_made_from_the_trigger_prompt(role: Role, prompt: str, slot: str) -> None:
+    assert slot_of(role, prompt) == slot
+
+
+def test_prompts_are_filled_with_the_slots() -> None:
+    job = _planned(_settings()).jobs[0]
+    assert job.prompts(["{subject} on snow {style}", "{subject}"]) == (
+        "a sks cat on snow a star in neon style",
+        "a sks cat",
+    )
+
+
+def test_a_local_base_is_known_by_its_content_and_one_of_the_hub_by_its_commit(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "tiny").mkdir(parents=True)
+        (tmp_path / name / "tiny" / "model_index.json").write_text("{}")
+    one, two = (base_of(_settings(base_model={"id": str(tmp_path / name / "tiny")})) for name in ("one", "two"))
+    assert one == two
+    (tmp_path / "two" / "tiny" / "model_index.json").write_text("[]")
+    assert base_of(_settings(base_model={"id": str(tmp_path / "two" / "tiny")})) != one
+    assert base_of(_settings(base_model={"id": "owner/base", "revision": "abc"})) == Base("owner/base", "abc")
+
+
+def test_a_batch_holds_what_the_settings_say() -> None:
+    jobs = _planned(_settings()).jobs
+    assert [len(batch) for batch in batches(jobs, 3)] == [3, 1]
+    assert list(batches((), 3)) == []
