@@ -18,7 +18,7 @@ from catalog.errors import CatalogueError
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Alias, MergeStatus, Reason, Role, metric_of
 from catalog.licence import combine
 from catalog.names import adapter_names
-from catalog.schema import Adapter, Failure, Merge, Night, Refusal, Request, Score, reading
+from catalog.schema import Adapter, Failure, Merge, Night, Publication, Refusal, Request, Score, reading
 from catalog.schema import Alias as AliasRow
 
 
@@ -87,6 +87,13 @@ def finished_merge_ids(engine: Engine) -> frozenset[str]:
 def blocked_merge_ids(engine: Engine) -> frozenset[str]:
     """What a plan leaves out until somebody asks for the pair."""
     return _merge_ids(engine, "blocked")
+
+
+def published_merge_ids(engine: Engine) -> frozenset[str]:
+    """The merges that are on the Hub, checked there; those that were taken back too."""
+    settled = select(Publication.merge_id).where(Publication.status.in_(("verified", "withdrawn")))
+    with reading(engine).connect() as connection:
+        return frozenset(connection.scalars(settled))
 
 
 def usable_adapters(engine: Engine, role: Role) -> list[UsableAdapter]:

@@ -42,6 +42,9 @@ def _problems(settings: Settings) -> Iterator[Problem]:
                 f"{what} is {model}, and there is no {sign} in it.",
                 "name a model's folder or a Hub id.",
             )
+    if not _is_path(settings.base_model.id) and settings.base_model.revision is None:
+        fact = f"base_model.revision is not set, and {settings.base_model.id} may change under the night."
+        yield Problem("BASE_UNPINNED", fact, "set it to a commit of that repository.")
     for chosen in settings.methods:
         try:
             complete_parameters(chosen.method, chosen.parameters)

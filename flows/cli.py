@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from flows.settings import Problem, Problems, quiet_prefect
+from flows.settings import Problem, Problems, quiet_libraries
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +27,7 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file of s
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 CatalogueUrl = Annotated[str, typer.Option("--catalogue", envvar="ZIPLORA_CATALOGUE", help="its URL")]
 _HERE = "sqlite:///catalog.sqlite"
+_INTERRUPTED = 130
 
 
 @app.command()
@@ -118,7 +119,6 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
     problems = problems_of(config)
     if problems:
         raise Problems(problems)
-    quiet_prefect()
     from flows import show
     from flows.nightly import nightly
 
@@ -128,7 +128,7 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
         show.print_json(report)
     else:
         show.print_report(report)
-    if report.failed:
+    if report.failed or report.lost_batches:
         raise typer.Exit(1)
 
 
@@ -354,16 +354,19 @@ def doctor(as_json: AsJson = False) -> None:
 def main() -> NoReturn:
     """Run a command; whatever goes wrong is said in one sentence."""
     atexit.register(_hush)
+    quiet_libraries()
     code = 0
     try:
         done = app(standalone_mode=False)
         code = done if isinstance(done, int) else 0
+        if code == _INTERRUPTED:  # typer makes a number of it
+            raise KeyboardInterrupt
     except (Problem, Problems) as error:
         code = _say(str(error), error.exit_code)
     except TyperException as error:
         code = _say(f"USAGE  {error} Next: ziplora --help", 2)
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("INTERRUPTED  Stopped; what was finished is kept. Next: run the same command again.", 130)
+        code = _say("INTERRUPTED  Stopped; what was finished is kept. Next: run the same command again.", _INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - nobody should read a stack trace in a terminal
         code = _say(*_in_words(error))
     sys.exit(code)
@@ -382,9 +385,12 @@ def _say(sentence: str, code: int) -> int:
 def _in_words(error: Exception) -> tuple[str, int]:
     """What any other error says, and the code to exit with."""
     from catalog.errors import CatalogueError
+    from flows.trouble import disk_full, is_disk_full
     from ziplora.failure import Failure
     from ziplora.header import Refusal
 
+    if is_disk_full(error):
+        return str(disk_full(error)), 3
     if isinstance(error, Failure | Refusal | CatalogueError):
         broken = isinstance(error, CatalogueError) and error.code.startswith(("DISK", "CATALOGUE", "HUB", "AUTH"))
         return str(error), 3 if broken else 2

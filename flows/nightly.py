@@ -3,29 +3,31 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
-from time import perf_counter
 from typing import Any, Literal
 
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 from pydantic import BaseModel, TypeAdapter
 
 from catalog import record
+from catalog.errors import CatalogueError
+from catalog.facts import Reason
 from catalog.hub import Hub
 from catalog.names import find_adapter
-from catalog.queries import blocked_merge_ids, finished_merge_ids, open_requests
+from catalog.publish import Published
+from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, open_requests
 from catalog.schema import Catalogue, open_catalogue
 from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
+from flows.artifacts import show_night, show_troubles
 from flows.batch import merge_batch
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
 from flows.progress import tell
-from flows.results import write_pages
+from flows.results import publish_all, write_pages
 from flows.scan import Found, record_found, scan, usable
 from flows.settings import Problem, Settings, load_settings
 from flows.worker import merge_of
@@ -49,10 +51,15 @@ class Report:
     refused: Mapping[str, int]
     """Adapters that were not taken, by code."""
     skipped: Mapping[str, int]
-    """Pairs that were left out, by code."""
+    """Merges and requests that were left out, by code."""
     finished_before: int
     blocked: int
     postponed: int
+    """Merges that a limit or a lost batch left for the next night."""
+    published: int
+    unpublished: Mapping[str, int]
+    """Merges that score enough and did not leave this machine, by code."""
+    lost_batches: int
     seconds: float
     gallery: str
     catalog: str
@@ -102,7 +109,9 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[tuple[Job, ...]]:
 
 
 @task(task_run_name="batch {number}", cache_policy=NO_CACHE, persist_result=False)
-def start_batch(settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...]) -> None:
+def start_batch(
+    settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...], until: datetime
+) -> None:
     """Have a worker of the gpu pool do a batch, and wait for it."""
     parameters = {
         "settings": settings.model_dump(mode="json"),
@@ -110,13 +119,20 @@ def start_batch(settings: Settings, base: Base, night_id: str, number: int, jobs
         "night_id": night_id,
         "number": number,
         "jobs": TypeAdapter(tuple[Job, ...]).dump_python(jobs, mode="json"),
+        "until": until.isoformat(),
     }
     run: Any = run_deployment(
         "merge-batch/merge-batch", parameters=parameters, flow_run_name=f"batch {number} of {night_id}"
     )
     if run.state is None or not run.state.is_completed():
-        ended = run.state.name if run.state else "nobody knows how"
-        raise Problem("BATCH_LOST", f"Batch {number} ended: {ended}.", "its rest is done the next night.", 1)
+        ended = f"{run.state.name} {run.state.message or ''}" if run.state else "nobody knows how"
+        raise Problem("BATCH_LOST", f"Batch {number} ended: {ended.strip()}.", "its rest is done the next night.", 1)
+
+
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish_night(settings: Settings, catalogue: Catalogue) -> tuple[list[Published], list[tuple[str, Reason]]]:
+    """Send to the Hub what scores enough, when the settings say so."""
+    return publish_all(catalogue, settings)
 
 
 @task(name="gallery and snapshot", cache_policy=NO_CACHE, persist_result=False)
@@ -129,72 +145,102 @@ def show_results(settings: Settings, catalogue: Catalogue) -> None:
 @flow(name="nightly", flow_run_name="night of {config}", log_prints=False)
 def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["here", "pool"] = "here") -> Report:
     """Do one night of a CONFIG: `here` in this process, or by the workers of the gpu pool."""
-    started = perf_counter()
+    began = datetime.now(UTC)
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)
-    night_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
-    record.record_night_started(catalogue, night_id, settings.model_dump(mode="json"), datetime.now(UTC))
+    night_id = f"{began:%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
+    record.record_night_started(catalogue, night_id, settings.model_dump(mode="json"), began)
     found = scan_sources(settings, catalogue, night_id)
-    for request in requests:
-        pair = find_adapter(catalogue, request.subject, "subject"), find_adapter(catalogue, request.style, "style")
-        record.record_request(catalogue, *pair, datetime.now(UTC))
+    misunderstood = ask_for(catalogue, requests)
     planned = plan_night(settings, catalogue, found)
-    _merge_all(settings, night_id, planned.jobs, workers)
-    _close_requests(catalogue, planned)
+    lost = _merge_all(settings, night_id, planned.jobs, workers, began + timedelta(seconds=settings.limits.seconds))
+    _close_requests(settings, catalogue, found)
+    published, unpublished = publish_night(settings, catalogue) if settings.publish.enabled else ([], [])
     show_results(settings, catalogue)
-    report = _report(settings, catalogue, night_id, planned, perf_counter() - started)
-    record.record_night_finished(catalogue, night_id, asdict(report), datetime.now(UTC))
-    _show(settings, found, report)
-    return report
-
-
-def _merge_all(settings: Settings, night_id: str, jobs: Sequence[Job], workers: Literal["here", "pool"]) -> None:
-    base = base_of(settings)
-    numbered = list(enumerate(batches(jobs, settings.limits.batch), start=1))
-    if workers == "here":
-        for number, batch in numbered:
-            merge_batch(settings, base, night_id, number, batch)
-    else:
-        runs = [start_batch.submit(settings, base, night_id, number, batch) for number, batch in numbered]
-        for run in runs:
-            run.result()
-
-
-def _close_requests(catalogue: Catalogue, planned: Plan) -> None:
-    """A request is answered once every merge of its pair is done; the others wait for the next night."""
-    finished = finished_merge_ids(catalogue)
-    waiting = {(job.subject.sha256, job.style.sha256) for job in planned.jobs if job.recipe.merge_id not in finished}
-    for request in open_requests(catalogue):
-        if (request.subject, request.style) not in waiting:
-            record.record_request_closed(catalogue, request.subject, request.style, datetime.now(UTC))
-
-
-def _report(settings: Settings, catalogue: Catalogue, night_id: str, planned: Plan, seconds: float) -> Report:
     summary = night_summary(catalogue, night_id)
-    return Report(
+    report = Report(
         night_id=night_id,
         merged=summary.done,
         failed=summary.failed,
         refused=summary.refused,
-        skipped=Counter(skipped.reason.code for skipped in planned.skipped),
+        skipped=_counted([*((one.job.name, one.reason) for one in planned.skipped), *misunderstood]),
         finished_before=planned.finished,
         blocked=planned.blocked,
-        postponed=planned.postponed,
-        seconds=round(seconds, 1),
+        postponed=planned.postponed + len(planned.jobs) - summary.done - sum(summary.failed.values()),
+        published=sum(not one.was_there for one in published),
+        unpublished=_counted(unpublished),
+        lost_batches=len(lost),
+        seconds=round((datetime.now(UTC) - began).total_seconds(), 1),
         gallery=str(settings.gallery / "index.html"),
         catalog=settings.catalogue,
         snapshot=str(settings.snapshot),
     )
+    record.record_night_finished(catalogue, night_id, asdict(report), datetime.now(UTC))
+    _show(catalogue, report, planned, [*misunderstood, *unpublished, *lost])
+    return report
 
 
-def _show(settings: Settings, found: Sequence[Found], report: Report) -> None:
+def ask_for(catalogue: Catalogue, requests: Sequence[Request]) -> list[tuple[str, Reason]]:
+    """Write down what this night is asked for; gives back what names no pair of known adapters, and why."""
+    misunderstood = []
+    for request in requests:
+        try:
+            pair = find_adapter(catalogue, request.subject, "subject"), find_adapter(catalogue, request.style, "style")
+        except CatalogueError as error:
+            if not error.code.startswith("NAME_"):
+                raise
+            reason = Reason(error.code, str(error).partition(": ")[2], "ask again, with another name.")
+            misunderstood.append((f"{request.subject} × {request.style}", reason))
+        else:
+            record.record_request(catalogue, *pair, datetime.now(UTC))
+    return misunderstood
+
+
+def _merge_all(
+    settings: Settings, night_id: str, jobs: Sequence[Job], workers: Literal["here", "pool"], until: datetime
+) -> list[tuple[str, Reason]]:
+    """Have all batches done; gives back those that were lost, and how."""
+    base = base_of(settings)
+    numbered = list(enumerate(batches(jobs, settings.limits.batch), start=1))
+    if workers == "here":
+        for number, batch in numbered:
+            merge_batch(settings, base, night_id, number, batch, until)
+        return []
+    runs = [start_batch.submit(settings, base, night_id, number, batch, until) for number, batch in numbered]
+    lost = []
+    for (number, _), run in zip(numbered, runs, strict=True):
+        said: object = run.result(raise_on_failure=False)
+        if isinstance(said, Exception):
+            fact = said.fact if isinstance(said, Problem) else f"{type(said).__name__}: {said}"
+            lost.append((f"batch {number}", Reason("BATCH_LOST", fact, "its rest is done the next night.")))
+    return lost
+
+
+def _close_requests(settings: Settings, catalogue: Catalogue, found: Sequence[Found]) -> None:
+    """A request is answered once every merge of its pair is done; the others wait for the next night."""
+    if open_requests(catalogue):
+        for subject, style in plan_now(settings, catalogue, found).answered:
+            record.record_request_closed(catalogue, subject, style, datetime.now(UTC))
+
+
+def _counted(troubles: Sequence[tuple[str, Reason]]) -> Mapping[str, int]:
+    return Counter(reason.code for _, reason in troubles)
+
+
+def _show(catalogue: Catalogue, report: Report, planned: Plan, others: Sequence[tuple[str, Reason]]) -> None:
     """The night as artifacts of its run in the Prefect UI."""
-    refused = [
-        {"adapter": one.repository, "code": one.reason.code, "fact": one.reason.fact, "next": one.reason.next_step}
-        for one in found
-        if one.reason
-    ]
-    numbers = [{"what": name, "value": str(value)} for name, value in asdict(report).items()]
-    create_table_artifact(table=numbers, key="night", description="The night in numbers")
-    create_table_artifact(table=refused, key="refused-adapters", description="Adapters that were not taken, and why")
-    create_link_artifact(link=Path(report.gallery).as_uri(), link_text="Open the gallery", key="gallery")
+    troubles = failures_of(catalogue, report.night_id)
+    names = {job.recipe.merge_id: job.name for job in planned.jobs}
+    refused, failed = (
+        [(names.get(one.item, one.item), one.reason) for one in troubles if one.word == word]
+        for word in ("refused", "failed")
+    )
+    show_troubles("refused-adapters", "Adapters that were not taken, and why", refused)
+    show_troubles("failed-merges", "Merges that failed, and why", failed)
+    show_troubles("left-out", "Requests, batches and publications that came to nothing, and why", others)
+    counts = [("merged", "", report.merged), ("finished before", "", report.finished_before)]
+    for what in ("failed", "refused", "skipped", "unpublished"):
+        counts += [(what, code, count) for code, count in getattr(report, what).items()]
+    counts += [(what, "", getattr(report, what)) for what in ("blocked", "postponed", "published", "lost_batches")]
+    headline = f"{report.merged} merged, {len(failed)} failed, {len(refused)} refused in {report.seconds:.0f} s"
+    show_night(headline, [one for one in counts if one[2]], Path(report.gallery))

@@ -7,19 +7,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from catalog.facts import Role
+from catalog.errors import CatalogueError, Refused
+from catalog.facts import Reason, Role
 from catalog.gallery import write_gallery
 from catalog.hub import Hub
 from catalog.licence import combine
 from catalog.names import short
 from catalog.publish import Policy, Published, publish
-from catalog.queries import latest_settings, pick, ranking_scorers, recipe_of, usable_adapters
+from catalog.queries import (
+    latest_settings,
+    pick,
+    published_merge_ids,
+    ranking_scorers,
+    recipe_of,
+    usable_adapters,
+)
 from catalog.release import Parent, Release, ReleasePicture
 from catalog.schema import Catalogue
 from catalog.story import score_01, scores_by_merge
 from flows.plan import Input, base_of, input_of
 from flows.settings import Problem, Settings
 from ziplora.export import materialise
+from ziplora.failure import Failure
 from ziplora.merge import finished
 from ziplora.recipe import Drawing, Export, Recipe, Single
 from ziplora.store import Store
@@ -151,6 +160,26 @@ def publish_merge(catalogue: Catalogue, merge_id: str, *, namespace: str | None,
 
 
 def publishable(catalogue: Catalogue, settings: Settings) -> list[str]:
-    """Merges that score enough to leave this machine, the best first."""
+    """Merges that score enough to leave this machine and have not left it yet, the best first."""
     picked = pick(catalogue, ranking_scorers(catalogue), least_score=settings.publish.least_score, limit=1000)
-    return [one.merge.merge_id for one in picked if one.licence is not None]
+    there = published_merge_ids(catalogue)
+    return [one.merge.merge_id for one in picked if one.licence is not None and one.merge.merge_id not in there]
+
+
+def publish_all(catalogue: Catalogue, settings: Settings) -> tuple[list[Published], list[tuple[str, Reason]]]:
+    """Send what may leave this machine, one commit each; one that is refused does not stop the others."""
+    sent: list[Published] = []
+    refused: list[tuple[str, Reason]] = []
+    for merge_id in publishable(catalogue, settings):
+        try:
+            sent.append(publish_merge(catalogue, merge_id, namespace=None, dry_run=False))
+        except Refused as error:
+            refused.append((merge_id, error.reason))
+        except (Failure, Problem) as error:
+            refused.append((merge_id, Reason(error.code, error.fact, error.next_step)))
+        except CatalogueError as error:
+            # The Hub does not answer, or does not know the token: the next merge would fare no better.
+            fact = str(error).partition(": ")[2]
+            refused.append((merge_id, Reason(error.code, fact, "mend it; the next night sends what is left.")))
+            break
+    return sent, refused

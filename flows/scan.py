@@ -63,8 +63,13 @@ def offers(source: Source, base_model: str, hub: Hub) -> Iterator[Candidate | Un
             yield Unfit(source.repository, source.revision, source.file or "", error.reason)
     else:
         wanted = source.search
+        own = None if Path(base_model).is_dir() else base_model
         yield from hub.search(
-            base_model=base_model, tags=wanted.tags, author=wanted.author, text=wanted.text, limit=wanted.limit
+            base_model=wanted.base_model or own,
+            tags=wanted.tags,
+            author=wanted.author,
+            text=wanted.text,
+            limit=wanted.limit,
         )
 
 

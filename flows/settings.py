@@ -68,6 +68,9 @@ class RepositorySource(_Source):
 class Search(_Strict):
     """What to ask the Hub for."""
 
+    base_model: str | None = Field(
+        default=None, description="as cards name it; the night's own if not given, and any for a base in a folder"
+    )
     tags: tuple[str, ...] = ("lora",)
     author: str | None = None
     text: str | None = None
@@ -311,9 +314,10 @@ def prefect_api_url() -> str | None:
     return os.environ.get("PREFECT_API_URL")
 
 
-def quiet_prefect() -> None:
-    """Let Prefect say nothing in this terminal and tell nobody; must come before it is imported."""
+def quiet_libraries() -> None:
+    """Let Prefect and the model libraries say nothing in this terminal and tell nobody; comes before their import."""
     quiet = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",

@@ -51,7 +51,10 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Progress bars for all that tells how far it is."""
+    """Progress bars for all that tells how far it is; nothing where nobody watches a terminal."""
+    if not ERR.is_terminal:
+        yield
+        return
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=ERR, transient=True) as bars:
         shown: dict[str, TaskID] = {}
@@ -127,9 +130,12 @@ def print_report(report: "Report") -> None:
     """What a night did."""
     OUT.print()
     OUT.print(f"[bold]{report.merged} merged[/bold] in {_duration(report.seconds)}, {report.finished_before} before")
-    for what, counts in (("failed", report.failed), ("refused", report.refused), ("skipped", report.skipped)):
-        for code, count in counts.items():
-            OUT.print(f"{count:>4} {what:<8} {code}", highlight=False)
+    for what in ("failed", "refused", "skipped", "unpublished"):
+        for code, count in getattr(report, what).items():
+            OUT.print(f"{count:>4} {what:<11} {code}", highlight=False)
+    for what in ("blocked", "postponed", "published"):
+        if getattr(report, what):
+            OUT.print(f"{getattr(report, what):>4} {what}", highlight=False)
     OUT.print(f"Gallery    {Path(report.gallery).as_uri()}", highlight=False, soft_wrap=True)
     OUT.print(f"Catalogue  {report.catalog}", highlight=False, soft_wrap=True)
     OUT.print(f"Snapshot   {report.snapshot}", highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ No Prefect here, so that a pair can be merged from anywhere; `tasks.py` shows th
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -168,6 +169,15 @@ def mean_positions(scores: Sequence[facts.Score]) -> dict[str, float]:
         if score.position is not None:
             positions[score.scorer_id.partition(":")[0]].append(score.position)
     return {metric: fmean(values) for metric, values in positions.items()}
+
+
+def size_bytes(folder: Path) -> int:
+    """How much a folder holds; what goes away meanwhile counts for nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 _REFERENCE_SEEDS = (1000, 1001, 1002, 1003)

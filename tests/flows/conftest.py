@@ -5,16 +5,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import cli
-from flows.nightly import Report, nightly
+from flows.settings import quiet_libraries
 
 from .world import Place, build_world, settle
+
+if TYPE_CHECKING:
+    from flows.nightly import Report
+
+quiet_libraries()  # before the first import of it, as the command line does
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +28,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[None]:
     """A server of this session. Without heartbeats: each flow waits a second for the thread that sends them."""
-    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "CRITICAL"}
-    with prefect_test_harness(server_startup_timeout=180), temporary_settings(quiet):
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    without_heartbeats = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with prefect_test_harness(server_startup_timeout=180), without_heartbeats:
         yield
 
 
@@ -40,8 +46,10 @@ def place(world: Path, tmp_path: Path, prefect: None) -> Settle:
 
 
 @pytest.fixture(scope="session")
-def night(world: Path, prefect: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Report]:
+def night(world: Path, prefect: None, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Place, Report]":
     """A place where a night of four pairs and both methods was done, with the drawer of bad ones among its sources."""
+    from flows.nightly import nightly
+
     faults = {"folder": "faults", "role": "subject"}
     there = settle(tmp_path_factory.mktemp("night") / "night", world)
     there.set(sources=[*there.settings["sources"], faults])

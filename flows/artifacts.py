@@ -1,0 +1,103 @@
+"""What the Prefect UI shows of a night and of its batches, beside the runs themselves.
+
+Names, prompts and reasons come from strangers: they stand in tables, whose cells are text, and never in markdown.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from catalog.facts import Reason
+from ziplora.sheet import contact_sheet
+
+_SHEET_MERGES, _SHEET_COLUMNS, _SHEET_SIDE = 24, 6, 128
+"""So a batch's sheet takes some 150 kB of the server's database."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job."""
+
+    merge_id: str
+    name: str
+    positions: Mapping[str, float]
+    """Mean position between floor and ceiling by metric; empty when it failed."""
+    seconds: float
+    picture: Path | None
+    """The first of its pictures."""
+    reason: Reason | None
+    """Why it failed; None when it did not."""
+
+
+def show_batch(number: int, outcomes: Sequence[Outcome]) -> None:
+    """A batch's merges: their scores, their pictures, and what failed."""
+    done = [outcome for outcome in outcomes if outcome.reason is None]
+    said = f"Batch {number}: {len(done)} of {len(outcomes)} merged. 0 % is the base alone, 100 % each LoRA alone."
+    create_table_artifact(table=outcome_table(done), key=f"batch-{number}-merges", description=said)
+    pictures = [(outcome.name, outcome.picture) for outcome in done if outcome.picture is not None]
+    if pictures:
+        said = f"Batch {number}: the first picture of each of {min(len(pictures), _SHEET_MERGES)} merges"
+        create_image_artifact(image_url=sheet_url(pictures), key=f"batch-{number}-pictures", description=said)
+    failed = [(outcome.name, outcome.reason) for outcome in outcomes if outcome.reason is not None]
+    show_troubles(f"batch-{number}-failed", f"Batch {number}: merges that failed, and why", failed)
+
+
+def show_troubles(key: str, description: str, troubles: Sequence[tuple[str, Reason]]) -> None:
+    """Items that came to nothing, each with its reason; nothing where there are none."""
+    table = [
+        {"item": item, "code": reason.code, "fact": reason.fact, "next": reason.next_step} for item, reason in troubles
+    ]
+    if table:
+        create_table_artifact(table=table, key=key, description=description)
+
+
+def show_night(headline: str, counts: Sequence[tuple[str, str, int]], gallery: Path) -> None:
+    """The night at a glance: a sentence, what came to how much, and where the pictures are."""
+    lines = [f"## {headline}", "", "| | | |", "|---|---|---|"]
+    lines += [f"| **{count}** | {what} | {code} |" for what, code, count in counts]
+    create_markdown_artifact(markdown="\n".join(lines), key="night", description=headline)
+    said = f"On the machine that ran the night: {gallery}"
+    create_link_artifact(link=gallery.as_uri(), link_text="Open the gallery", key="gallery", description=said)
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
+    """One row for each merge, as people read it."""
+    return [
+        {
+            "merge": outcome.name,
+            "subject": _percent(outcome.positions.get("dino")),
+            "style": _percent(outcome.positions.get("clip-i")),
+            "text": _percent(outcome.positions.get("clip-t")),
+            "seconds": round(outcome.seconds, 1),
+            "merge id": outcome.merge_id[:12],
+        }
+        for outcome in outcomes
+    ]
+
+
+def _percent(position: float | None) -> str:
+    return "" if position is None else f"{100 * position:.0f} %"
+
+
+def sheet_url(pictures: Sequence[tuple[str, Path]]) -> str:
+    """A contact sheet of the first pictures, as an address that holds the sheet itself."""
+    shown, size = pictures[:_SHEET_MERGES], (_SHEET_SIDE, _SHEET_SIDE)
+    small = [
+        np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.uint8)
+        for _, path in shown
+    ]
+    sheet = contact_sheet(np.stack(small), [name for name, _ in shown], min(_SHEET_COLUMNS, len(shown)), scale=1)
+    jpeg = io.BytesIO()
+    sheet.save(jpeg, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
