@@ -33,7 +33,7 @@ PICTURES = {"subject": 5, "style": 8}
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-_BATCH = 16
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def train_adapter(
         chosen = [prompts[row] for row in rows]
         return denoising_loss(pipeline, latents[rows.to(device)], chosen, generator, empty_share=0.0)
 
-    schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(20, steps))
+    schedule = Schedule(steps=steps, learning_rate=2e-3, warmup_steps=min(20, steps))
     trainee = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     trained = fit(f"adapter-{plan.name}", trainee, loss_of_step, schedule, work, seed, device)
     adapter = TrainedAdapter(

@@ -157,7 +157,7 @@ def _with_identifiers(captions: Sequence[str], generator: torch.Generator) -> li
 
 @torch.inference_mode()
 def draw(
-    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 5.0
+    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 3.0
 ) -> np.ndarray:
     """Pictures of prompts through the stock pipeline: count × 64 × 64 × 3 bytes, the same for the same seed."""
     pipeline.set_progress_bar_config(disable=True)

@@ -49,12 +49,12 @@ FULL = Size(
     encoder_pictures=12_000,
     judge_pictures=24_000,
     autoencoder_steps=5_000,
-    base_steps=5_000,
-    clip_steps=900,
+    base_steps=3_000,
+    clip_steps=500,
     subject_steps=1_200,
     style_steps=600,
     judge_steps=2_400,
-    adapter_steps=300,
+    adapter_steps=600,
 )
 SMOKE = Size(
     base_pictures=256,
