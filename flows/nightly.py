@@ -66,7 +66,7 @@ class Report:
     snapshot: str
 
 
-@task(name="scan", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="scan", cache_policy=NO_CACHE, persist_result=False)
 def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> list[Found]:
     """Judge every adapter of every source, and write it down."""
     seen = []
@@ -77,7 +77,7 @@ def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> lis
     return seen
 
 
-@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_night(settings: Settings, catalogue: Catalogue, found: Sequence[Found]) -> Plan:
     """Which merges are to do; all of them are written down, and so is what is left out."""
     planned = plan_now(settings, catalogue, found)
@@ -129,13 +129,13 @@ def start_batch(
         raise Problem("BATCH_LOST", f"Batch {number} ended: {ended.strip()}.", "its rest is done the next night.", 1)
 
 
-@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish_night(settings: Settings, catalogue: Catalogue) -> tuple[list[Published], list[tuple[str, Reason]]]:
     """Send to the Hub what scores enough, when the settings say so."""
     return publish_all(catalogue, settings)
 
 
-@task(name="gallery and snapshot", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="gallery and snapshot", cache_policy=NO_CACHE, persist_result=False)
 def show_results(settings: Settings, catalogue: Catalogue) -> None:
     """Write what people look at and ask."""
     write_snapshot(catalogue, settings.snapshot)

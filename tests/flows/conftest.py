@@ -52,7 +52,7 @@ def night(world: Path, prefect: None, tmp_path_factory: pytest.TempPathFactory) 
 
     faults = {"folder": "faults", "role": "subject"}
     there = settle(tmp_path_factory.mktemp("night") / "night", world)
-    there.set(sources=[*there.settings["sources"], faults])
+    there.set(sources=[*there.settings["sources"], faults], publish={"least_score": 0.0})
     return there, nightly(str(there.config))
 
 

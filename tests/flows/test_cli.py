@@ -73,7 +73,7 @@ def test_pick_ranks_filters_and_names(night: tuple[Place, Report], at: tuple[str
     assert scores == sorted(scores, reverse=True)
     assert scores
     robots = ziplora("pick", "--subject", "robot", *at, "--json").document
-    assert {one["subject_name"] for one in robots} == {"robot-lora"}
+    assert {one["subject_name"] for one in robots} == {"robot"}
     assert ziplora("pick", "--licence", "openrail++", *at).code == 0
 
 

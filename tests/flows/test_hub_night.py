@@ -1,0 +1,121 @@
+"""A night whose adapters come from a Hub and whose results go back to it, over the protocol of the real one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from flows.nightly import Report, nightly
+from tests.catalog.hub_contents import TOKEN, HubServer
+from tests.catalog.hub_server import serving
+
+from .conftest import Settle, Ziplora
+from .world import Place
+
+_NAMES = ("robot-lora", "fish-lora", "neon-lora", "bricks-lora")
+
+
+@pytest.fixture
+def server(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The world's adapters on a Hub, whose address the client has as HF_ENDPOINT would set it at its import."""
+    with serving() as running:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        for name in _NAMES:
+            running.add_folder(f"me/{name}", world / "adapters" / name)
+        yield running
+
+
+def _commits(server: HubServer) -> list[str]:
+    return [request for request in server.requests if "/commit/" in request]
+
+
+def _from_the_hub(place: Settle, **changes: object) -> Place:
+    sources = [
+        {"search": {"author": "me", "text": "robot", "base_model": "tiny/base"}, "role": "subject"},
+        {"search": {"author": "me", "text": "dog"}, "role": "subject"},
+        {"repository": "me/neon-lora", "role": "style"},
+        {"repository": "me/nowhere", "role": "style"},
+    ]
+    return place(sources=sources, methods=[{"method": "direct"}], **changes)
+
+
+def test_adapters_are_found_read_by_their_headers_and_fetched_by_commit(
+    place: Settle, server: HubServer, ziplora: Ziplora
+) -> None:
+    there = _from_the_hub(place)
+    said = ziplora("scan", there.config, "--json")
+    assert said.code == 0, said.err
+    found = said.document
+    assert [one["repository"] for one in found if one["status"] == "usable"] == ["me/robot-lora", "me/neon-lora"]
+    (missing,) = [one for one in found if one["reason"]]
+    assert (missing["repository"], missing["status"]) == ("me/nowhere", "gone")
+    assert server.sent_bytes < 300_000
+    report = nightly(str(there.config))
+    assert (report.merged, report.failed) == (1, {})
+    fetched = list((there.folder / "store" / "adapters").glob("*/*.safetensors"))
+    assert {path.stem for path in fetched} == {one["sha256"] for one in found if one["status"] == "usable"}
+    head = server.repositories["me/robot-lora"].head
+    assert f"GET /me/robot-lora/resolve/{head}/pytorch_lora_weights.safetensors" in server.requests
+    sent = server.sent_bytes
+    assert nightly(str(there.config)).finished_before == 1
+    assert server.sent_bytes - sent < 300_000
+
+
+def test_a_merge_is_published_in_one_commit_and_once(
+    night: tuple[Place, Report], server: HubServer, ziplora: Ziplora
+) -> None:
+    at = ("--catalogue", night[0].catalogue)
+    merge_id = ziplora("pick", "--least-score", "0.0", *at, "--json").document[0]["merge"]["merge_id"]
+    told = ziplora("publish", merge_id, "--namespace", "me", *at)
+    assert told.code == 0, told.err
+    assert "not sent" in told.out.replace("\n", " ")
+    assert _commits(server) == []
+    sent = ziplora("publish", merge_id, "--namespace", "me", "--send", *at, "--json").document
+    assert len(_commits(server)) == 1
+    repository = server.repositories[sent["repository"]]
+    assert repository.private
+    assert set(sent["size_bytes"]) <= set(repository.commits[sent["commit"]])
+    again = ziplora("publish", merge_id, "--namespace", "me", "--send", *at, "--json").document
+    assert (again["commit"], again["was_there"]) == (sent["commit"], True)
+    assert len(_commits(server)) == 1
+
+
+def test_a_night_publishes_what_scores_enough_and_what_is_refused_stops_nothing(
+    place: Settle, server: HubServer, ziplora: Ziplora
+) -> None:
+    there = place(methods=[{"method": "direct"}], publish={"least_score": 0.0})
+    assert nightly(str(there.config)).published == 0
+    at = ("--catalogue", there.catalogue)
+    best, *others = (one["merge"]["merge_id"] for one in ziplora("pick", *at, "--json").document)
+    taken = ziplora("publish", best, "--namespace", "me", *at, "--json")
+    assert others
+    policy = {"enabled": True, "namespace": "me", "least_score": 0.0}
+    there.set(methods=[{"method": "direct"}], publish=policy)
+    server.add(taken.document["repository"], {"README.md": b"of somebody else"})
+    first = nightly(str(there.config))
+    assert (first.published, first.unpublished) == (len(others), {"NAME_TAKEN": 1})
+    assert len(_commits(server)) == len(others)
+    assert nightly(str(there.config)).published == 0
+    assert len(_commits(server)) == len(others)
+
+
+def test_a_hub_that_is_away_ends_the_publishing_and_not_the_night(place: Settle, server: HubServer) -> None:
+    policy = {"enabled": True, "namespace": "me", "least_score": 0.0}
+    there = place(pairs={"include": ["robot x bricks"]}, methods=[{"method": "direct"}], publish=policy)
+    server.failing = {"/api/repos/create": 403}
+    report = nightly(str(there.config))
+    assert (report.merged, report.published) == (1, 0)
+    assert sum(report.unpublished.values()) == 1
+
+
+def test_publishing_without_a_token_is_found_before_the_night(
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    there = place(publish={"enabled": True, "namespace": "me"})
+    said = ziplora("run", there.config)
+    assert (said.code, said.err.split()[0]) == (3, "AUTH")
