@@ -43,14 +43,14 @@ class Outcome:
 def show_batch(number: int, outcomes: Sequence[Outcome]) -> None:
     """A batch's merges: their scores, their pictures, and what failed."""
     done = [outcome for outcome in outcomes if outcome.reason is None]
-    said = f"Batch {number}: {len(done)} of {len(outcomes)} merged. 0 % is the base alone, 100 % each LoRA alone."
+    said = f"{len(done)} of {len(outcomes)} merged; 0 % is the base alone, 100 % each LoRA alone"
     create_table_artifact(table=outcome_table(done), key=f"batch-{number}-merges", description=said)
     pictures = [(outcome.name, outcome.picture) for outcome in done if outcome.picture is not None]
     if pictures:
-        said = f"Batch {number}: the first picture of each of {min(len(pictures), _SHEET_MERGES)} merges"
+        said = f"The first picture of each of {min(len(pictures), _SHEET_MERGES)} merges"
         create_image_artifact(image_url=sheet_url(pictures), key=f"batch-{number}-pictures", description=said)
     failed = [(outcome.name, outcome.reason) for outcome in outcomes if outcome.reason is not None]
-    show_troubles(f"batch-{number}-failed", f"Batch {number}: merges that failed, and why", failed)
+    show_troubles(f"batch-{number}-failed", "Merges that failed, and why", failed)
 
 
 def show_troubles(key: str, description: str, troubles: Sequence[tuple[str, Reason]]) -> None:
@@ -67,7 +67,7 @@ def show_night(headline: str, counts: Sequence[tuple[str, str, int]], gallery: P
     lines = [f"## {headline}", "", "| | | |", "|---|---|---|"]
     lines += [f"| **{count}** | {what} | {code} |" for what, code, count in counts]
     create_markdown_artifact(markdown="\n".join(lines), key="night", description=headline)
-    said = f"On the machine that ran the night: {gallery}"
+    said = f"Where the night ran: {gallery}"
     create_link_artifact(link=gallery.as_uri(), link_text="Open the gallery", key="gallery", description=said)
 
 
@@ -76,9 +76,9 @@ def outcome_table(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
     return [
         {
             "merge": outcome.name,
-            "subject": _percent(outcome.positions.get("dino")),
-            "style": _percent(outcome.positions.get("clip-i")),
-            "text": _percent(outcome.positions.get("clip-t")),
+            "subject kept": _percent(outcome.positions.get("dino")),
+            "style kept": _percent(outcome.positions.get("clip-i")),
+            "text followed": _percent(outcome.positions.get("clip-t")),
             "seconds": round(outcome.seconds, 1),
             "merge id": outcome.merge_id[:12],
         }
@@ -97,7 +97,8 @@ def sheet_url(pictures: Sequence[tuple[str, Path]]) -> str:
         np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.uint8)
         for _, path in shown
     ]
-    sheet = contact_sheet(np.stack(small), [name for name, _ in shown], min(_SHEET_COLUMNS, len(shown)), scale=1)
+    captions = [name.replace("×", "x") for name, _ in shown]  # the font of sheets has no such sign
+    sheet = contact_sheet(np.stack(small), captions, min(_SHEET_COLUMNS, len(shown)), scale=1)
     jpeg = io.BytesIO()
     sheet.save(jpeg, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"

@@ -232,7 +232,7 @@ def _show(catalogue: Catalogue, report: Report, planned: Plan, others: Sequence[
     troubles = failures_of(catalogue, report.night_id)
     names = {job.recipe.merge_id: job.name for job in planned.jobs}
     refused, failed = (
-        [(names.get(one.item, one.item), one.reason) for one in troubles if one.word == word]
+        [(names.get(one.item, one.item.partition("@")[0]), one.reason) for one in troubles if one.word == word]
         for word in ("refused", "failed")
     )
     show_troubles("refused-adapters", "Adapters that were not taken, and why", refused)
