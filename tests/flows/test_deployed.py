@@ -56,7 +56,11 @@ def _running(arguments: Sequence[str], environment: dict[str, str], folder: Path
             yield process
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:  # a worker hears nothing where its shell ignores interrupts
+                process.kill()
+                process.wait()
 
 
 def _free_port() -> int:
