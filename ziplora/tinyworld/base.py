@@ -1,6 +1,7 @@
 """The tiny world's base model: an SDXL pipeline in miniature, trained from scratch to follow its captions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from torch.nn import functional as F
 
 from .autoencoder import CHANNELS, encode
 from .dataset import render_all, sample_scenes
+from .figures import STRANGERS
 from .text import IDENTIFIERS, WIDTHS, build_text_encoders, build_tokenizers, encode_text, token_ids
 from .training import Schedule, Trained, fit
-from .world import NARROW, SIZE, caption
+from .world import NARROW, SIZE, Scene, description
 
 _TIME_EMBEDDING = 8
 _BATCH = 32
@@ -122,27 +124,54 @@ def denoising_loss(
     return F.mse_loss(predicted.float(), noise.get_velocity(latents, epsilon, timesteps))
 
 
-def train_base(
-    autoencoder: AutoencoderKL, work: Path, steps: int, count: int, seed: int, device: torch.device
-) -> tuple[StableDiffusionXLPipeline, Trained]:
-    """The whole pipeline around an autoencoder, from `count` rendered pictures; resumes from `work`."""
-    scenes = sample_scenes(count, seed, held_out=False, jitter=NARROW)
-    pictures = render_all(scenes, work)
-    latents = encode(autoencoder, pictures)
-    captions = [caption(scene) for scene in scenes]
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Pictures as latents, with their captions."""
 
+    latents: Float[Tensor, "count 32 8 8"]
+    captions: list[str]
+
+
+def _shown(autoencoder: AutoencoderKL, scenes: list[Scene], work: Path) -> _Shown:
+    return _Shown(encode(autoencoder, render_all(scenes, work)), [description(scene) for scene in scenes])
+
+
+def train_base(
+    autoencoder: AutoencoderKL,
+    work: Path,
+    steps: tuple[int, int],
+    count: tuple[int, int],
+    seed: int,
+    device: torch.device,
+) -> tuple[StableDiffusionXLPipeline, list[Trained]]:
+    """The whole pipeline around an autoencoder, from rendered pictures; resumes from `work`.
+
+    First it learns the objects, then half of each batch shows figures of several parts and colours, without which
+    no adapter can teach it a subject; `steps` and `count` (of pictures) are for one and the other.
+    """
     torch.manual_seed(seed)
     pipeline = build_pipeline(autoencoder).to(device)
-
-    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(count, (_BATCH,), generator=generator)
-        prompts = _with_identifiers([captions[row] for row in rows], generator)
-        return denoising_loss(pipeline, latents[rows].to(device), prompts, generator, empty_share=0.1)
-
     parts = ("unet", "text_encoder", "text_encoder_2")
     trainee = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
-    schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(200, steps), ema_decay=0.999)
-    return pipeline, fit("base", trainee, loss_of_step, schedule, work, seed, device)
+
+    def taught(name: str, steps: int, lessons: Sequence[_Shown]) -> Trained:
+        share = _BATCH // len(lessons)
+
+        def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+            chosen = [torch.randint(len(shown.captions), (share,), generator=generator) for shown in lessons]
+            latents = torch.cat([shown.latents[rows] for shown, rows in zip(lessons, chosen, strict=True)])
+            captions = [shown.captions[row] for shown, rows in zip(lessons, chosen, strict=True) for row in rows]
+            prompts = _with_identifiers(captions, generator)
+            return denoising_loss(pipeline, latents.to(device), prompts, generator, empty_share=0.1)
+
+        schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(200, steps), ema_decay=0.999)
+        return fit(name, trainee, loss_of_step, schedule, work, seed, device)
+
+    objects = _shown(autoencoder, sample_scenes(count[0], seed, held_out=False, jitter=NARROW), work)
+    first = taught("base", steps[0], [objects])
+    strangers = sample_scenes(count[1], seed + 5, held_out=False, figures=tuple(STRANGERS), jitter=NARROW)
+    second = taught("base-figures", steps[1], [objects, _shown(autoencoder, strangers, work)])
+    return pipeline, [first, second]
 
 
 def _with_identifiers(captions: Sequence[str], generator: torch.Generator) -> list[str]:

@@ -34,6 +34,8 @@ BACKGROUNDS: dict[str, Colour] = {
     "sand": (0.90, 0.80, 0.58),
 }
 _WHITE, _BLACK = BACKGROUNDS["white"], BACKGROUNDS["black"]
+PAINTS: dict[str, Colour] = COLOURS | {"white": _WHITE, "black": _BLACK, "gray": (0.62, 0.68, 0.74)}
+"""What the parts of the strangers are painted with."""
 
 
 def circle(x: float, y: float, radius: float) -> Distance:
@@ -183,7 +185,7 @@ SUBJECTS: dict[str, tuple[Part, ...]] = {
 def _stranger(seed: int) -> tuple[Part, ...]:
     """A composed figure out of chance: a body with two to four smaller parts, each in its own colour."""
     generator = np.random.default_rng(seed)
-    paints = [*COLOURS.values(), _WHITE, _BLACK, (0.62, 0.68, 0.74)]
+    paints = list(PAINTS.values())
 
     def primitive(reach: float, smallest: float, largest: float) -> Distance:
         x, y = (float(c) for c in generator.uniform(-reach, reach, 2))
@@ -205,7 +207,8 @@ def _stranger(seed: int) -> tuple[Part, ...]:
 
 
 STRANGERS: dict[str, tuple[Part, ...]] = {f"stranger {seed}": _stranger(seed) for seed in range(160)}
-"""Composed figures that only the subject encoder is trained on, so that it can tell subjects it never saw."""
+"""Composed figures without a name: the subject encoder is trained on them so that it can tell subjects it never saw,
+and the base model so that it can draw more than one colour and part."""
 
 COMPOSED: dict[str, tuple[Part, ...]] = SUBJECTS | STRANGERS
 """Every figure that brings its own colours."""

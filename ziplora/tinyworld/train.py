@@ -30,12 +30,12 @@ from .training import Trained
 class Size:
     """How much is rendered and how long everything is trained."""
 
-    base_pictures: int
+    base_pictures: tuple[int, int]
     autoencoder_pictures: int
     encoder_pictures: int
     judge_pictures: int
     autoencoder_steps: int
-    base_steps: int
+    base_steps: tuple[int, int]
     clip_steps: int
     subject_steps: int
     style_steps: int
@@ -44,12 +44,12 @@ class Size:
 
 
 FULL = Size(
-    base_pictures=40_000,
+    base_pictures=(40_000, 10_000),
     autoencoder_pictures=12_000,
     encoder_pictures=12_000,
     judge_pictures=24_000,
     autoencoder_steps=5_000,
-    base_steps=3_000,
+    base_steps=(3_000, 2_000),
     clip_steps=500,
     subject_steps=1_200,
     style_steps=600,
@@ -57,12 +57,12 @@ FULL = Size(
     adapter_steps=600,
 )
 SMOKE = Size(
-    base_pictures=256,
+    base_pictures=(256, 128),
     autoencoder_pictures=256,
     encoder_pictures=512,
     judge_pictures=256,
     autoencoder_steps=20,
-    base_steps=10,
+    base_steps=(10, 5),
     clip_steps=5,
     subject_steps=5,
     style_steps=5,
@@ -78,9 +78,9 @@ _SPOILT = "house"
 
 def _train_base(out: Path, work: Path, size: Size, seed: int, device: torch.device) -> list[Trained]:
     autoencoder, first = train_autoencoder(work, size.autoencoder_steps, size.autoencoder_pictures, seed, device)
-    pipeline, second = train_base(autoencoder, work, size.base_steps, size.base_pictures, seed, device)
+    pipeline, others = train_base(autoencoder, work, size.base_steps, size.base_pictures, seed, device)
     save_base(out / "base", pipeline)
-    return [first, second]
+    return [first, *others]
 
 
 def _train_encoders(out: Path, work: Path, size: Size, seed: int, device: torch.device) -> list[Trained]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from .figures import BACKGROUNDS, COLOURS, COMPOSED, OBJECTS, Field, Part
+from .figures import BACKGROUNDS, COLOURS, COMPOSED, OBJECTS, PAINTS, STRANGERS, Field, Part
 
 SIZE = 64
 _OVERSAMPLING = 2
@@ -244,12 +244,25 @@ def render(scene: Scene) -> Image01:
     return clipped
 
 
-def caption(scene: Scene) -> str:
-    """A scene in plain words; the flat style is what is meant when no style is named."""
-    noun = f"{scene.colour} {scene.figure}" if scene.colour else scene.figure
+def _sentence(noun: str, scene: Scene) -> str:
     article = "an" if noun[0] in "aeiou" else "a"
     style = "" if scene.style == "flat" else f" in {scene.style} style"
     return f"{article} {noun} on a {scene.background} background{style}"
+
+
+def caption(scene: Scene) -> str:
+    """A scene in plain words; the flat style is what is meant when no style is named."""
+    return _sentence(f"{scene.colour} {scene.figure}" if scene.colour else scene.figure, scene)
+
+
+def description(scene: Scene) -> str:
+    """The caption of a figure that has a name; of a stranger its colours, the body's first."""
+    if scene.figure not in STRANGERS:
+        return caption(scene)
+    names = {colour: name for name, colour in PAINTS.items()}
+    body, *others = dict.fromkeys(names[part.colour] for part in STRANGERS[scene.figure])
+    noun = f"{body} picture with {' and '.join(others[:2])}" if others else f"{body} picture"
+    return _sentence(noun, scene)
 
 
 @dataclass(frozen=True)

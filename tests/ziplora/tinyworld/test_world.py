@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ziplora.tinyworld.figures import BACKGROUNDS, COLOURS, OBJECTS, SUBJECTS, Colour
+from ziplora.tinyworld.figures import BACKGROUNDS, COLOURS, OBJECTS, PAINTS, STRANGERS, SUBJECTS, Colour
 from ziplora.tinyworld.world import (
     BASE_STYLES,
     NARROW,
@@ -19,6 +19,7 @@ from ziplora.tinyworld.world import (
     Jitter,
     Scene,
     caption,
+    description,
     parts_of,
     render,
     sample_scene,
@@ -180,3 +181,9 @@ def test_figures_are_placed_within_their_jitter_and_fill_it(jitter: Jitter) -> N
     assert jitter.smallest <= min(sizes) < jitter.smallest + 0.01 < jitter.largest - 0.01 < max(sizes) <= jitter.largest
     assert 0.9 * jitter.room < max(moved) <= jitter.room + 1e-9
     assert -jitter.angle <= min(angles) < -0.95 * jitter.angle < 0.95 * jitter.angle < max(angles) <= jitter.angle
+
+
+def test_a_description_names_the_colours_of_strangers() -> None:
+    assert description(_RED_STAR) == caption(_RED_STAR)
+    words = {word for name in STRANGERS for word in description(Scene(name, None, "mint", "dots")).split()}
+    assert words <= {"a", "an", "picture", "with", "and", "on", "mint", "background", "in", "dots", "style", *PAINTS}
