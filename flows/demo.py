@@ -11,9 +11,10 @@ _TEMPLATE = Path(__file__).parent / "demo.yaml"
 
 def write_config(out: Path) -> Path:
     """Write the demo's CONFIG and the adapters that it scans to a folder, once; gives back the CONFIG's path."""
-    if not (FILES / "base" / "model_index.json").is_file():
-        fact = f"The tiny world is not in {FILES}."
-        raise Problem("TINY_WORLD_MISSING", fact, "install ziplora from a full clone of its repository.", 3)
+    missing = [part for part in ("base", "encoders", "adapters", "faults") if not (FILES / part).is_dir()]
+    if missing:
+        fact = f"The tiny world in {FILES} has no {' and no '.join(missing)}."
+        raise Problem("TINY_WORLD_MISSING", fact, "make them: python -m ziplora.tinyworld.train adapters.", 3)
     config = out / "night.yaml"
     if not config.exists():
         for drawer in ("adapters", "faults"):

@@ -233,7 +233,8 @@ def world_sheet(seed: int) -> Image.Image:
 
 
 def measure(files: Path, sheets: Path, size: Size, seed: int) -> Measured:
-    """All figures of the tiny world in `files`; picture sheets go to `sheets`."""
+    """All figures of the tiny world in `files`, as far as it is made; picture sheets go to `sheets`."""
+    has_adapters = (files / "adapters").is_dir()
     pipeline, judge = load_base(files / "base", _CPU), load_judge(files / "judge", _CPU)
     embedders = _embedders(files / "encoders")
     sheets.mkdir(parents=True, exist_ok=True)
@@ -241,14 +242,6 @@ def measure(files: Path, sheets: Path, size: Size, seed: int) -> Measured:
     base, base_pictures = measure_base(pipeline, judge, size.captions, seed)
     scenes = sample_scenes(size.captions, seed, held_out=True)[:48]
     contact_sheet(base_pictures[:48], [caption(scene) for scene in scenes], 8).save(sheets / "base.png")
-    adapters, alone = measure_adapters(pipeline, judge, files / "adapters", size.adapter_pictures, seed)
-    cells = [picture for plan in PLANS for picture in alone[plan.name][:6]]
-    labels = [f"{plan.name}, {plan.role}" if column == 0 else " " for plan in PLANS for column in range(6)]
-    contact_sheet(np.stack(cells), labels, 12).save(sheets / "adapters.png")
-    direct, merged = measure_direct(pipeline, judge, files / "adapters", size.pair_pictures, seed)
-    contact_sheet(np.stack([drawn[0] for drawn in merged.values()]), list(merged), len(NEW_STYLES)).save(
-        sheets / "direct.png"
-    )
     return {
         "seed": seed,
         "judge": measure_judge(judge, size.captions, seed + 1),
@@ -262,9 +255,21 @@ def measure(files: Path, sheets: Path, size: Size, seed: int) -> Measured:
                 ("everything", FIGURES, tuple(STYLES)),
             )
         },
-        "adapters": adapters,
-        "direct": direct,
-    }
+    } | (_measure_adapters_and_pairs(pipeline, judge, files / "adapters", sheets, size, seed) if has_adapters else {})
+
+
+def _measure_adapters_and_pairs(
+    pipeline: StableDiffusionXLPipeline, judge: Judge, folder: Path, sheets: Path, size: Size, seed: int
+) -> Measured:
+    adapters, alone = measure_adapters(pipeline, judge, folder, size.adapter_pictures, seed)
+    cells = [picture for plan in PLANS for picture in alone[plan.name][:6]]
+    labels = [f"{plan.name}, {plan.role}" if column == 0 else " " for plan in PLANS for column in range(6)]
+    contact_sheet(np.stack(cells), labels, 12).save(sheets / "adapters.png")
+    direct, merged = measure_direct(pipeline, judge, folder, size.pair_pictures, seed)
+    contact_sheet(np.stack([drawn[0] for drawn in merged.values()]), list(merged), len(NEW_STYLES)).save(
+        sheets / "direct.png"
+    )
+    return {"adapters": adapters, "direct": direct}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

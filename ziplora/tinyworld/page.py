@@ -20,12 +20,14 @@ def _percent(share: float) -> str:
 
 def page(measured: dict[str, Any]) -> str:
     """The measured figures as a Markdown page of tables."""
+    parts = [_base_and_encoders(measured)]
+    if "adapters" in measured:
+        parts += [_adapters(measured["adapters"]), _direct(measured["direct"])]
+    return "\n".join(parts)
+
+
+def _base_and_encoders(measured: dict[str, Any]) -> str:
     questions = ("figure", "colour", "background", "style")
-    direct = measured["direct"]
-    subjects, styles = list(SUBJECTS), list(NEW_STYLES)
-    mean = {key: np.mean([row[key] for row in direct.values()]) for key in ("subject", "style", "both")}
-    count = next(iter(direct.values()))["pictures"]
-    adapters = measured["adapters"]
     return f"""# The tiny world, measured
 
 Written by `python -m ziplora.tinyworld.measure` (seed {
@@ -71,8 +73,11 @@ figure in another style and with another figure in the same style, each on a bac
             ],
         )
     }
+"""
 
-## The adapters alone
+
+def _adapters(adapters: dict[str, Any]) -> str:
+    return f"""## The adapters alone
 
 Share of pictures in which the judge names the subject, on backgrounds that the adapter was not trained on, or the
 style, on objects that it was not trained on; and the same prompts and seeds without the adapter.
@@ -96,8 +101,14 @@ style, on objects that it was not trained on; and the same prompts and seeds wit
     }
 
 ![Six pictures of each adapter](adapters.png)
+"""
 
-## The direct merge of all pairs
+
+def _direct(direct: dict[str, Any]) -> str:
+    subjects, styles = list(SUBJECTS), list(NEW_STYLES)
+    mean = {key: np.mean([row[key] for row in direct.values()]) for key in ("subject", "style", "both")}
+    count = next(iter(direct.values()))["pictures"]
+    return f"""## The direct merge of all pairs
 
 The sum of both LoRAs, as stock diffusers adds them: share of {count} pictures from the joint prompt in which the judge
 names **both** subject and style. Over all pairs the subject is named in {_percent(mean["subject"])}, the style in

@@ -19,7 +19,10 @@ def test_the_whole_tiny_world_is_made_and_measured_in_smoke_mode(tmp_path: Path)
     train.main(arguments)
     manifest = json.loads((out / "manifest.json").read_text())
     adapters = {f"adapter-{plan.name}" for plan in PLANS}
-    assert manifest["trained"].keys() == {"autoencoder", "base", "clip", "subject", "style", "judge"} | adapters
+    assert (
+        manifest["trained"].keys()
+        == {"autoencoder", "base", "base-figures", "clip", "subject", "style", "judge"} | adapters
+    )
     for name, facts in manifest["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == facts["sha256"]
 
