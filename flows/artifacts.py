@@ -18,7 +18,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from catalog.facts import Reason
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, Reason
 from ziplora.sheet import contact_sheet
 
 _SHEET_MERGES, _SHEET_COLUMNS, _SHEET_SIDE = 24, 6, 128
@@ -76,9 +76,9 @@ def outcome_table(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
     return [
         {
             "merge": outcome.name,
-            "subject kept": _percent(outcome.positions.get("dino")),
-            "style kept": _percent(outcome.positions.get("clip-i")),
-            "text followed": _percent(outcome.positions.get("clip-t")),
+            "subject kept": _percent(outcome.positions.get(SUBJECT_METRIC)),
+            "style kept": _percent(outcome.positions.get(STYLE_METRIC)),
+            "text followed": _percent(outcome.positions.get(TEXT_METRIC)),
             "seconds": round(outcome.seconds, 1),
             "merge id": outcome.merge_id[:12],
         }

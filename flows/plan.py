@@ -95,11 +95,15 @@ class Plan:
 
 def base_of(settings: Settings) -> Base:
     """The base model as recipes name it: where a folder lies is no part of it."""
-    chosen = settings.base_model
-    folder = Path(chosen.id)
+    return base_named(settings.base_model.id, settings.base_model.revision)
+
+
+def base_named(model: str, revision: str | None = None) -> Base:
+    """The same of a folder, or of an id of the Hub at a commit."""
+    folder = Path(model)
     if folder.is_dir():
         return Base(folder.name, folder_revision(folder))
-    return Base(chosen.id, chosen.revision or "main")
+    return Base(model, revision or "main")
 
 
 def input_of(

@@ -82,7 +82,8 @@ def print_found(found: Sequence["Found"]) -> None:
         ],
     )
     others = sorted(
-        (one.status, one.reason.code, one.repository, one.reason) for one in found if one.reason is not None
+        ((one.status, one.reason.code, one.repository, one.reason) for one in found if one.reason is not None),
+        key=lambda other: other[:3],
     )
     if others:
         OUT.print(f"{len(others)} are not", style="bold")

@@ -6,14 +6,14 @@ from typing import Literal
 
 from catalog.candidate import Unfit
 from catalog.folder import read_repository
-from flows.plan import Base
+from flows.plan import base_named
 from flows.progress import tell
 from flows.settings import Problem, Role
 from ziplora.adapter import Base as Family
 from ziplora.adapter import inspect
 from ziplora.backbone import device_named, load_backbone
 from ziplora.export import merge_files
-from ziplora.recipe import Export, MergeResult, References, folder_revision
+from ziplora.recipe import Export, MergeResult, References
 from ziplora.store import Store
 from ziplora.tinyworld.bundle import FILES
 
@@ -54,7 +54,7 @@ def merge_two(
     if source is None:
         fact = f"By its shapes {subject_file.name} was trained on {family}."
         raise Problem("BASE_UNKNOWN", fact, "name its base model with --base.")
-    named = Base(Path(source).name, folder_revision(Path(source))) if Path(source).is_dir() else Base(source, "main")
+    named = base_named(source)
     backbone = load_backbone(source, *device_named("auto"))
     with tempfile.TemporaryDirectory(prefix="ziplora-") as folder:
         _, result = merge_files(

@@ -167,7 +167,7 @@ def mean_positions(scores: Sequence[facts.Score]) -> dict[str, float]:
     positions: dict[str, list[float]] = defaultdict(list)
     for score in scores:
         if score.position is not None:
-            positions[score.scorer_id.partition(":")[0]].append(score.position)
+            positions[facts.metric_of(score.scorer_id)].append(score.position)
     return {metric: fmean(values) for metric, values in positions.items()}
 
 
