@@ -4,6 +4,7 @@ One set of models for SQLite and Postgres: string keys made by us, doubles, JSON
 times in UTC, nothing that cascades.
 """
 
+import sqlite3
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -205,8 +206,23 @@ class Publication(Base):
 
 def _prepare_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # transactions begin where _begin_sqlite says, not where the driver guesses
-    for pragma in (f"busy_timeout={_BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+    while not _writes_ahead(connection):
+        # Another process makes the same change at this moment, for which SQLite does not wait. It does for this:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _writes_ahead(connection: DBAPIConnection) -> bool:
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            return False
+        raise
+    return True
 
 
 def _begin_sqlite(connection: Connection) -> None:

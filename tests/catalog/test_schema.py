@@ -1,9 +1,11 @@
 """A catalogue opens with the right schema, or says in one sentence what to run."""
 
 import shlex
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from threading import Barrier
@@ -91,6 +93,20 @@ def test_eight_may_upgrade_at_once(url: str) -> None:
     engine = open_catalogue(url)
     with engine.connect() as connection:
         assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all() == ["0001"]
+    engine.dispose()
+
+
+def test_an_upgrade_waits_for_a_writer_who_came_before_the_write_ahead_log(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer, ThreadPoolExecutor(1) as pool:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("CREATE TABLE notes (words)")
+        upgrade = pool.submit(open_catalogue, f"sqlite:///{path}", migrate=True)
+        with pytest.raises(TimeoutError):
+            upgrade.result(timeout=0.5)
+        writer.execute("COMMIT")
+        engine = upgrade.result(timeout=20)
+    assert {"notes", "merges"} <= set(inspect(engine).get_table_names())
     engine.dispose()
 
 
