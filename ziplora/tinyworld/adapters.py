@@ -23,17 +23,19 @@ from .training import Schedule, Trained, fit
 from .world import NARROW, Scene, caption, sample_scene
 
 BASE_MODEL = "ziplora/tinyworld-base"
-SUBJECT_BACKGROUNDS = ("white", "gray", "sand")
+SUBJECT_BACKGROUNDS = ("white", "black", "sand")
 """The backgrounds that subjects are trained on; the other three stay new."""
 STYLE_OBJECTS = ("star", "square", "moon", "heart", "arrow", "ring", "drop", "cross")
 """The objects that styles are trained on; the other eight stay new."""
-PICTURES = {"subject": 5, "style": 8}
+PICTURES = {"subject": 5, "style": 16}
 """How many pictures an adapter is trained on."""
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _BATCH = 8
+_LEARNING_RATE = {"subject": 2e-3, "style": 3e-3}
+"""At alpha = rank."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ PLANS: tuple[AdapterPlan, ...] = (
     AdapterPlan("rocket", "subject", "cc-by-sa-4.0", "kohya", 8, 8, text_encoder=True),
     AdapterPlan("mushroom", "subject", "creativeml-openrail-m", "diffusers", 8, 16),
     AdapterPlan("neon", "style", "apache-2.0", "diffusers", 8, 8),
-    AdapterPlan("bricks", "style", "mit", "diffusers_old", 4, 4),
+    AdapterPlan("bricks", "style", "mit", "diffusers_old", 8, 8),
     AdapterPlan("rays", "style", "openrail++", "kohya", 8, 4),
     AdapterPlan("split", "style", "cc0-1.0", "peft", 8, 8),
-    AdapterPlan("fog", "style", "cc-by-4.0", "kohya_sgm", 16, 8),
+    AdapterPlan("fog", "style", "cc-by-4.0", "kohya_sgm", 8, 4),
     AdapterPlan("confetti", "style", "apache-2.0", "diffusers", 8, 8),
     AdapterPlan("spotlight", "style", "cc-by-nc-4.0", "diffusers_old", 8, 8),
     AdapterPlan("grid", "style", "creativeml-openrail-m", "kohya", 8, 4),
@@ -147,9 +149,10 @@ def train_adapter(
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(prompts), (_BATCH,), generator=generator)
         chosen = [prompts[row] for row in rows]
-        return denoising_loss(pipeline, latents[rows.to(device)], chosen, generator, empty_share=0.0)
+        return denoising_loss(pipeline, latents[rows.to(device)], chosen, generator, empty_share=0.1)
 
-    schedule = Schedule(steps=steps, learning_rate=2e-3, warmup_steps=min(20, steps))
+    rate = _LEARNING_RATE[plan.role] * plan.rank / plan.alpha
+    schedule = Schedule(steps=steps, learning_rate=rate, warmup_steps=min(20, steps))
     trainee = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     trained = fit(f"adapter-{plan.name}", trainee, loss_of_step, schedule, work, seed, device)
     adapter = TrainedAdapter(

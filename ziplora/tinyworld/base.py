@@ -27,6 +27,8 @@ from .world import NARROW, SIZE, Scene, description
 
 _TIME_EMBEDDING = 8
 _BATCH = 32
+GUIDANCE = 2.0
+"""How strongly pictures follow their prompts."""
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -186,7 +188,7 @@ def _with_identifiers(captions: Sequence[str], generator: torch.Generator) -> li
 
 @torch.inference_mode()
 def draw(
-    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 3.0
+    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = GUIDANCE
 ) -> np.ndarray:
     """Pictures of prompts through the stock pipeline: count × 64 × 64 × 3 bytes, the same for the same seed."""
     pipeline.set_progress_bar_config(disable=True)

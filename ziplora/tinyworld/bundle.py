@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .judge import Judge
+from .text import save_tokenizer
 
 FILES = Path(__file__).parent / "files"
 """Holds base, encoders/{clip,subject,style}, judge, adapters, faults, manifest.json and measured.json."""
@@ -25,11 +26,9 @@ def save_base(folder: Path, pipeline: StableDiffusionXLPipeline) -> None:
     """Write the pipeline's folder; its models are left in half precision."""
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         _halved(part)
-    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
-        # Use leaves its padding behind, and the file would say whether the tokenizer had been used.
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.no_truncation()
     pipeline.save_pretrained(folder)
+    for name in ("tokenizer", "tokenizer_2"):
+        save_tokenizer(getattr(pipeline, name), folder / name)
 
 
 def load_base(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:

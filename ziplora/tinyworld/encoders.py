@@ -29,7 +29,7 @@ from .autoencoder import to_pm1
 from .dataset import render_all, sample_scenes
 from .figures import OBJECTS, STRANGERS, SUBJECTS
 from .judge import spoil
-from .text import CONTEXT_LENGTH, token_ids
+from .text import CONTEXT_LENGTH, save_tokenizer, token_ids
 from .training import Schedule, Trained, fit
 from .world import SIZE, STYLES, Scene, caption
 
@@ -208,7 +208,7 @@ def save_encoders(
     for model in (clip, subject_encoder, style_encoder):
         nn.Module.to(model, torch.float16)
     clip.save_pretrained(folder / "clip")
-    tokenizer.save_pretrained(folder / "clip")
+    save_tokenizer(tokenizer, folder / "clip")
     CLIPImageProcessorPil(**square).save_pretrained(folder / "clip")
     subject_encoder.save_pretrained(folder / "subject")
     BitImageProcessorPil(**square).save_pretrained(folder / "subject")

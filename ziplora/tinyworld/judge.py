@@ -1,7 +1,7 @@
 """An independent judge: a small convolutional classifier of what is in a picture, used for measuring alone.
 
-It takes no part in the pipeline. It is trained on rendered pictures, whole and spoiled (blurred, noisy, shifted, put
-through the autoencoder with noise on the latents), since the pictures it judges are never perfect.
+It takes no part in the pipeline. It is trained on rendered pictures that were spoiled (bent, smeared, tinted, noisy,
+put through the autoencoder with noise on the latents), since the pictures it judges are never perfect.
 """
 
 from dataclasses import dataclass
@@ -76,20 +76,36 @@ def judge_pictures(judge: Judge, pictures: Pictures) -> list[Verdict]:
     return verdicts
 
 
+def _smooth(
+    count: int, channels: int, knots: int, size: int, generator: torch.Generator
+) -> Float[Tensor, "count channels size size"]:
+    """Chance numbers in -1..1 that change slowly over a picture."""
+    coarse = 2 * torch.rand((count, channels, knots, knots), generator=generator) - 1
+    return F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True).clamp(-1, 1)
+
+
 def spoil(
     image_pm1: Float[Tensor, "count 3 size size"], generator: torch.Generator
 ) -> Float[Tensor, "count 3 size size"]:
-    """Pictures shifted by up to two pixels, blurred and made noisy, each by its own chance amount."""
-    count, device = len(image_pm1), image_pm1.device
-    shift_x, shift_y = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    padded = F.pad(image_pm1, (2, 2, 2, 2), mode="replicate")
-    size = image_pm1.shape[-1]
-    moved = padded[:, :, 2 + shift_y : 2 + shift_y + size, 2 + shift_x : 2 + shift_x + size]
-    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    softness = torch.rand((count, 1, 1, 1), generator=generator).to(device)
-    noise = torch.randn(moved.shape, generator=generator).to(device)
-    strength = 0.15 * torch.rand((count, 1, 1, 1), generator=generator).to(device)
-    return moved + (blurred - moved) * softness + noise * strength
+    """Pictures as a model draws them, each by its own chance amounts: bent, smeared in places, tinted and noisy.
+
+    Every point moves by up to three pixels, half of them with the whole picture.
+    """
+    count, size, device = len(image_pm1), image_pm1.shape[-1], image_pm1.device
+
+    def amount(channels: int = 1) -> Tensor:
+        return torch.rand((count, channels, 1, 1), generator=generator)
+
+    bend = _smooth(count, 2, 5, size, generator) * 1.5 * amount() + (2 * amount(2) - 1) * 1.5
+    straight = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), [count, 3, size, size], align_corners=False)
+    grid = straight + bend.permute(0, 2, 3, 1) * 2 / size
+    moved = F.grid_sample(image_pm1, grid.to(device), padding_mode="reflection", align_corners=False)
+    blurred = F.avg_pool2d(F.pad(moved, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    softness = (_smooth(count, 1, 4, size, generator) * 0.5 + amount() - 0.2).clamp(0, 1).to(device)
+    smeared = moved + (blurred - moved) * softness
+    tinted = smeared * (1 + 0.2 * (2 * amount() - 1)).to(device) + 0.15 * (2 * amount(3) - 1).to(device)
+    noise = torch.randn(tinted.shape, generator=generator).to(device)
+    return tinted + noise * 0.15 * amount().to(device)
 
 
 def labels_of(scenes: list[Scene]) -> dict[str, Int[Tensor, " count"]]:

@@ -9,12 +9,14 @@ from .figures import SUBJECTS
 from .world import NEW_STYLES
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share for people."""
     return f"{100 * share:.0f} %"
 
 
@@ -41,15 +43,15 @@ Share of pictures in which the judge names what the held-out caption says. The j
 pictures of everything, new subjects and styles included: what it can tell at best.
 
 {
-        _table(
+        table(
             ["", "pictures", *questions],
             [
                 [
                     "base model",
                     measured["base"]["captions"],
-                    *(_percent(measured["base"]["right"][q]) for q in questions),
+                    *(percent(measured["base"]["right"][q]) for q in questions),
                 ],
-                ["judge", measured["judge"]["pictures"], *(_percent(measured["judge"]["right"][q]) for q in questions)],
+                ["judge", measured["judge"]["pictures"], *(percent(measured["judge"]["right"][q]) for q in questions)],
             ],
         )
     }
@@ -59,16 +61,14 @@ pictures of everything, new subjects and styles included: what it can tell at be
 ## The encoders
 
 CLIP finds the caption of a held-out rendered picture among {measured["clip"]["captions"]} in
-{_percent(measured["clip"]["found"])} of {
-        measured["clip"]["pictures"]
-    } pictures. Triples compare a picture with the same
+{percent(measured["clip"]["found"])} of {measured["clip"]["pictures"]} pictures. Triples compare a picture with the same
 figure in another style and with another figure in the same style, each on a background of its own:
 
 {
-        _table(
+        table(
             ["", "triples", "same figure nearer", "same style nearer"],
             [
-                [name, row["triples"], _percent(row["same_figure_nearer"]), _percent(1 - row["same_figure_nearer"])]
+                [name, row["triples"], percent(row["same_figure_nearer"]), percent(1 - row["same_figure_nearer"])]
                 for name, row in measured["triples"].items()
             ],
         )
@@ -83,7 +83,7 @@ Share of pictures in which the judge names the subject, on backgrounds that the 
 style, on objects that it was not trained on; and the same prompts and seeds without the adapter.
 
 {
-        _table(
+        table(
             ["adapter", "role", "file", "rank", "pictures", "base alone", "adapter alone"],
             [
                 [
@@ -92,8 +92,8 @@ style, on objects that it was not trained on; and the same prompts and seeds wit
                     row["dialect"],
                     row["rank"],
                     row["pictures"],
-                    _percent(row["base_alone"]),
-                    _percent(row["adapter_alone"]),
+                    percent(row["base_alone"]),
+                    percent(row["adapter_alone"]),
                 ]
                 for name, row in adapters.items()
             ],
@@ -111,27 +111,27 @@ def _direct(direct: dict[str, Any]) -> str:
     return f"""## The direct merge of all pairs
 
 The sum of both LoRAs, as stock diffusers adds them: share of {count} pictures from the joint prompt in which the judge
-names **both** subject and style. Over all pairs the subject is named in {_percent(mean["subject"])}, the style in
-{_percent(mean["style"])}, both in {_percent(mean["both"])}.
+names **both** subject and style. Over all pairs the subject is named in {percent(mean["subject"])}, the style in
+{percent(mean["style"])}, both in {percent(mean["both"])}.
 
 {
-        _table(
+        table(
             ["both", *styles],
-            [[name, *(_percent(direct[f"{name} {style}"]["both"]) for style in styles)] for name in subjects],
+            [[name, *(percent(direct[f"{name} {style}"]["both"]) for style in styles)] for name in subjects],
         )
     }
 
 Subject and style by themselves, "subject / style":
 
 {
-        _table(
+        table(
             ["", *styles],
             [
                 [
                     name,
                     *(
-                        f"{_percent(direct[f'{name} {style}']['subject'])} / "
-                        f"{_percent(direct[f'{name} {style}']['style'])}"
+                        f"{percent(direct[f'{name} {style}']['subject'])} / "
+                        f"{percent(direct[f'{name} {style}']['style'])}"
                         for style in styles
                     ),
                 ]

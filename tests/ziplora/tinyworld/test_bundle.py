@@ -62,7 +62,6 @@ def test_a_picture_is_the_same_for_the_same_seed(pipeline: StableDiffusionXLPipe
     assert (draw(pipeline, prompts, seed=2, steps=4) != first).any()
 
 
-@pytest.mark.skipif(not (FILES / "adapters").is_dir(), reason="the trained adapters are not committed yet")
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan.name))
 def test_stock_diffusers_loads_every_adapter_and_it_changes_the_picture(
     pipeline: StableDiffusionXLPipeline, plan: AdapterPlan

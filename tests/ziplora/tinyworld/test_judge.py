@@ -1,6 +1,5 @@
 """The judge answers every question, and spoiling a picture keeps what is in it."""
 
-import numpy as np
 import torch
 
 from ziplora.tinyworld.dataset import render_all, sample_scenes
@@ -30,5 +29,6 @@ def test_spoiling_is_seeded_and_keeps_the_picture_near() -> None:
     first = spoil(image_pm1, torch.Generator().manual_seed(0))
     again = spoil(image_pm1, torch.Generator().manual_seed(0))
     assert torch.equal(first, again)
-    assert 0 < (first - image_pm1).square().mean() < 0.06
-    assert np.isclose(first[:, :, 24:36, 24:36].mean(), 1, atol=0.05)
+    assert 0 < (first - image_pm1).square().mean() < 0.15
+    square, around = first[:, :, 25:35, 25:35].mean((1, 2, 3)), first[:, :, :16].mean((1, 2, 3))
+    assert (square - around > 0.7).all()
