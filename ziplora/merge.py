@@ -163,11 +163,13 @@ def _versions() -> dict[str, str]:
 
 
 def write_coefficients(path: Path, coefficients: Coefficients, recipe: Recipe) -> None:
-    """Write both vectors of every layer, in single precision."""
+    """Write both vectors of every layer, in single precision, and the projection if there is one, in double."""
     sides = {"subject": coefficients.subject, "style": coefficients.style}
     tensors = {
         f"{role}.{module.path}": vector.float() for role, columns in sides.items() for module, vector in columns.items()
     }
+    if coefficients.projection:
+        tensors["projection"] = torch.tensor(coefficients.projection, dtype=torch.float64)
     write_tensors(path, tensors, {"ziplora.merge_id": recipe.merge_id, "ziplora.recipe": recipe.to_json()})
 
 
@@ -180,11 +182,12 @@ def read_coefficients(store: Store, merge_id: str) -> Coefficients:
         tensors = load_file(store.merge(merge_id) / _COEFFICIENTS)
     except SafetensorError as error:
         raise Failure("MERGE_DAMAGED", f"The coefficients cannot be read: {error}.", "run the merge again.") from error
+    projection = float(tensors.pop("projection", 0.0))
     sides: dict[str, dict[Module, Tensor]] = {"subject": {}, "style": {}}
     for name, vector in tensors.items():
         role, _, path = name.partition(".")
         sides[role][Module("unet", path)] = vector
-    return Coefficients(**sides)
+    return Coefficients(sides["subject"], sides["style"], projection)
 
 
 def merged_of(

@@ -21,6 +21,9 @@ _ATTENTION = re.compile(r".*\.attn[12]\.(?:to_[qkv]|to_out\.0)")
 Columns = Mapping[Module, Float[Tensor, " in"]]
 """Coefficients of one side: a factor for every input feature of its layers."""
 
+_ROUNDING = torch.finfo(torch.float32).eps
+"""A singular value below this part of the largest one is zero as far as single precision can tell."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -33,7 +36,7 @@ class Pair:
     def merged(self) -> tuple[Module, ...]:
         """The layers whose coefficients are learned."""
         common = self.subject.keys() & self.style.keys()
-        return tuple(sorted(module for module in common if _is_attention(module)))
+        return tuple(sorted(module for module in common if is_attention(module)))
 
     @property
     def unet(self) -> tuple[Module, ...]:
@@ -71,14 +74,21 @@ class Coefficients:
 
     subject: Columns
     style: Columns
+    projection: float = 0.0
+    """NP-LoRA's k: how much less of what the style reads the subject reads, in every merged layer."""
 
     def movement(self) -> float:
-        """max |m − 1|."""
+        """max |m − 1|, where a projection is a factor of 1 − k."""
         vectors = [*self.subject.values(), *self.style.values()]
-        return max((float((vector - 1).abs().max()) for vector in vectors), default=0.0)
+        return max([self.projection, *(float((vector - 1).abs().max()) for vector in vectors)])
 
 
-def _is_attention(module: Module) -> bool:
+DIRECT = Coefficients({}, {})
+"""The direct merge: every layer as it is."""
+
+
+def is_attention(module: Module) -> bool:
+    """Whether it is one of the paper's layers."""
     return module.part == "unet" and _ATTENTION.fullmatch(module.path) is not None
 
 
@@ -95,6 +105,18 @@ def scaled_factors(layer: Layer, factors: Float[Tensor, " in"] | None) -> tuple[
     return down, layer.scale * layer.up
 
 
+def weakened(down: Float[Tensor, "rank in *kernel"], style: Layer, share: float) -> Float[Tensor, "rank in *kernel"]:
+    """A (I − k Q Qᵀ), where Q spans what the style's change reads: the rows of B_s A_s, whatever its factors.
+
+    In double precision, so that hardly a bit in single depends on the way in which a machine finds Q.
+    """
+    _, triangle = torch.linalg.qr(style.scale * style.up.double())
+    _, values, directions = torch.linalg.svd(triangle @ style.down.flatten(1).double(), full_matrices=False)
+    read: Tensor = directions[values > _ROUNDING * values[0]]
+    rows = down.flatten(1).double()
+    return (rows - share * (rows @ read.T) @ read).to(down.dtype).view_as(down)
+
+
 def stacked(
     parts: list[tuple[Float[Tensor, "rank in *kernel"], Float[Tensor, "out rank"]]],
 ) -> tuple[Float[Tensor, "ranks in *kernel"], Float[Tensor, "out ranks"]]:
@@ -106,12 +128,20 @@ def stacked(
 
 
 def merged_layers(pair: Pair, coefficients: Coefficients, style_strength: float = 1.0) -> dict[Module, Layer]:
-    """The merge as one LoRA of rank r_c + r_s, alpha = rank; `style_strength` is the paper's w_s."""
+    """The merge as one LoRA of rank r_c + r_s, alpha = rank.
+
+    `style_strength` is the paper's w_s. It is the strength of the style's part alone: what the merge did to the
+    subject's part, by coefficients or by a projection, stays as it is, down to a strength of 0.
+    """
     layers: dict[Module, Layer] = {}
+    projected = set(pair.merged) if coefficients.projection else set()
     for module in pair.unet:
         parts = []
         if module in pair.subject:
-            parts.append(scaled_factors(pair.subject[module], coefficients.subject.get(module)))
+            down, up = scaled_factors(pair.subject[module], coefficients.subject.get(module))
+            if module in projected:
+                down = weakened(down, pair.style[module], coefficients.projection)
+            parts.append((down, up))
         if module in pair.style:
             down, up = scaled_factors(pair.style[module], coefficients.style.get(module))
             parts.append((down * style_strength, up))

@@ -129,7 +129,7 @@ class Export:
     """kohya's form is what ComfyUI and kohya's own tools read; the blocks have diffusers' numbers in both."""
     precision: Literal["float16", "float32"] = "float16"
     style_strength: float = 1.0
-    """The paper's w_s: 0 leaves the subject alone, 1 is the merge as it was learned."""
+    """The paper's w_s: 0 leaves nothing but the subject's part, 1 is the merge as it was learned."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ class Losses:
     """
 
     first_subject: float
-    """At the start, which is the direct merge."""
+    """Of the direct merge, wherever a method starts."""
     first_style: float
     last_subject: float
     last_style: float
     curve: tuple[tuple[int, float, float, float], ...]
-    """(step, subject, style, third term) of some steps, as the optimiser saw them on its few samples."""
+    """(step, subject, style, third term) of some steps, as the optimiser saw them on its few samples; empty without."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class MergeResult:
     losses: Losses | None
     """None for a method without calibration."""
     movement: float
-    """max |m − 1| over the coefficients."""
+    """max |m − 1| over the coefficients, or NP-LoRA's k."""
     subject_mean: float
     style_mean: float
     """Means of the two coefficient vectors: both well below 1 is a merge on its way back to the base."""

@@ -1,4 +1,4 @@
-"""ZipLoRA as one would write it on a blackboard: float64, dense changes of weights, live teachers, one loop.
+"""ZipLoRA as one would write it on a blackboard: float64, dense changes of weights, live teachers and inputs.
 
 It shares no code with the production method beyond the UNet's own forward pass.
 """
@@ -92,6 +92,34 @@ class Oracle:
                 product = product / (a.norm() * b.norm())
             total = total + product.abs()
         return total
+
+    def inputs(self, name: str, samples: Sequence[Sample], changes: Mapping[str, Tensor]) -> Tensor:
+        """What a layer is given in the model with these changes, a row for every token."""
+        given: list[Tensor] = []
+        layer = self.unet.get_submodule(name)
+        handle = layer.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].flatten(0, 1)))
+        with torch.no_grad():
+            for sample in samples:
+                self.predict(sample, changes)
+        handle.remove()
+        return torch.cat(given)
+
+    def least_squares(
+        self, name: str, inputs: Sequence[Tensor], weights: Sequence[float], ridge: float
+    ) -> tuple[Tensor, Tensor]:
+        """Both coefficient vectors of a layer from one tall system, an equation for every number that it puts out."""
+        changes = (self.subject[name], self.style[name])
+        rows, targets = [], []
+        for tokens, weight, own in zip(inputs, weights, changes, strict=True):
+            share = (weight / len(tokens)) ** 0.5
+            columns = [torch.einsum("oi,ti->toi", change, tokens).flatten(0, 1) for change in changes]
+            rows.append(share * torch.cat(columns, dim=1))
+            targets.append(share * (tokens @ own.T).flatten())
+        mean = torch.cat(rows).pow(2).sum(0).mean()
+        held = (ridge * mean).sqrt() * torch.eye(2 * changes[0].shape[1], dtype=torch.float64)
+        found = torch.linalg.lstsq(torch.cat([*rows, held]), torch.cat([*targets, held.sum(1)])[:, None]).solution
+        subject, style = found[:, 0].chunk(2)
+        return subject, style
 
 
 def adam(

@@ -128,3 +128,12 @@ def test_direct_needs_no_calibration(subject: Lora, style: Lora, backbone: Sdxl,
     assert (result.movement, result.subject_mean, result.style_mean) == (0, 1, 1)
     assert len(merged_of(recipe, subject.path, style.path, store)) == 56 + 14
     assert not (store.root / "calibrations").exists()
+
+
+def test_least_squares_leave_what_gradients_leave(subject: Lora, style: Lora, backbone: Sdxl, store: Store) -> None:
+    recipe = recipe_of(subject, style, "ziplora-lsq", passes=1)
+    result = merged(recipe, subject, style, backbone, store)
+    coefficients = read_coefficients(store, recipe.merge_id)
+    assert len(coefficients.subject) == len(coefficients.style) == 56
+    assert coefficients.movement() == result.movement
+    assert len(merged_of(recipe, subject.path, style.path, store)) == 56 + 14

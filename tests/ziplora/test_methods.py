@@ -12,11 +12,11 @@ from ziplora.adapter import read
 from ziplora.backbone import Sdxl, load_backbone
 from ziplora.calibration import calibrate
 from ziplora.failure import Failure
-from ziplora.methods import METHODS, complete_parameters, method_named
+from ziplora.methods import METHODS, complete_parameters, method_named, ziplora_lsq
 from ziplora.methods import direct as direct_method
 from ziplora.methods.solution import Problem, Solution, unheard
 from ziplora.methods.ziplora import Parameters, Student, row_schedule, solve
-from ziplora.pair import Pair, merged_layers
+from ziplora.pair import DIRECT, Coefficients, Pair, merged_layers
 from ziplora.store import Store
 
 from .conftest import FEED_FORWARD, Lora, MakeLora
@@ -34,8 +34,12 @@ def problem(backbone: Sdxl, subject: Lora, style: Lora, tmp_path_factory: pytest
 
 
 def assert_same(one: Solution, other: Solution, tolerance: float = 0.0) -> None:
+    assert_same_columns(one.coefficients, other.coefficients, tolerance)
+
+
+def assert_same_columns(one: Coefficients, other: Coefficients, tolerance: float = 0.0) -> None:
     for role in ("subject", "style"):
-        found, wanted = getattr(one.coefficients, role), getattr(other.coefficients, role)
+        found, wanted = getattr(one, role), getattr(other, role)
         assert found.keys() == wanted.keys()
         for module in wanted:
             torch.testing.assert_close(found[module], wanted[module], rtol=0, atol=tolerance)
@@ -81,7 +85,7 @@ def test_the_form_of_a_parent_does_not_matter(backbone64: Sdxl, subject: Lora, s
 
 
 def test_the_start_is_the_direct_merge(problem: Problem, backbone: Sdxl) -> None:
-    student, calibrated = Student(problem), problem.calibrations[0]
+    student, calibrated = Student(problem, DIRECT), problem.calibrations[0]
     rows = torch.tensor([0, 1])
     with torch.no_grad(), backbone.branched(student.branches):
         found, _ = student.predict(problem.calibrations, (rows, rows))
@@ -111,6 +115,27 @@ def test_the_learning_rate_trap_is_a_failed_merge(problem: Problem) -> None:
         solve(problem, Parameters(learning_rate=5e-5, steps=4, samples_per_step=1))
     assert caught.value.code == "MERGE_UNMOVED"
     assert "use 0.01" in caught.value.next_step
+
+
+def test_a_warm_start_goes_on_from_the_least_squares(problem: Problem) -> None:
+    start = ziplora_lsq.solve(problem, ziplora_lsq.Parameters())
+    found = solve(problem, Parameters(steps=20, start="lsq"))
+    assert start.losses is not None
+    assert found.losses is not None
+    assert found.losses.first_subject == start.losses.first_subject
+    begun = start.losses.last_subject + start.losses.last_style
+    assert found.losses.last_subject + found.losses.last_style < 0.9 * begun
+    moved = [
+        float((vector - start.coefficients.style[module]).abs().max())
+        for module, vector in found.coefficients.style.items()
+    ]
+    assert 0.1 < max(moved) < 0.5
+
+
+def test_a_warm_start_that_goes_nowhere_is_a_failed_merge(problem: Problem) -> None:
+    with pytest.raises(Failure, match=r"no coefficient moved by more than 0\.0001.* be that of ziplora-lsq") as caught:
+        solve(problem, Parameters(start="lsq", learning_rate=5e-5, steps=2, samples_per_step=1))
+    assert caught.value.code == "MERGE_UNMOVED"
 
 
 def test_exploding_coefficients_are_a_failed_merge(problem: Problem) -> None:
@@ -159,7 +184,8 @@ def test_every_sample_is_seen_before_any_is_seen_again(problem: Problem) -> None
 def test_a_recipe_holds_all_parameters() -> None:
     assert complete_parameters("direct", {"style_weight": 1}) == {"subject_weight": 1.0, "style_weight": 1.0}
     assert complete_parameters("ziplora", {})["learning_rate"] == 0.01
-    assert {name: method.calibrated for name, method in METHODS.items()} == {"direct": False, "ziplora": True}
+    calibrated = {name: method.calibrated for name, method in METHODS.items()}
+    assert calibrated == {"direct": False, "ziplora": True, "ziplora-lsq": True, "np-lora": False}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +200,7 @@ def test_a_recipe_holds_all_parameters() -> None:
         ({"third_term": "sum"}, "'sum', not one of cosine, mean, literal"),
         ({"third_term_weight": -1}, "third_term_weight is below 0"),
         ({"samples_per_step": 0}, "samples_per_step is 0, less than 1"),
+        ({"start": "zeros"}, "'zeros', not one of ones, lsq"),
     ],
 )
 def test_a_wrong_parameter_is_named(given: Mapping[str, Any], fact: str) -> None:

@@ -1,4 +1,4 @@
-"""The production method computes what the oracle computes: objective, gradients, coefficients, exported file."""
+"""The production methods compute what the oracle computes: objective, gradients, coefficients, exported file."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,10 @@ from ziplora.backbone import Sdxl
 from ziplora.calibration import Calibrated, calibrate
 from ziplora.export import write_adapter
 from ziplora.keys import Module
+from ziplora.methods import ziplora_lsq
 from ziplora.methods.solution import Problem, unheard
 from ziplora.methods.ziplora import Parameters, Student, objective, row_schedule, solve
-from ziplora.pair import Pair, merged_layers
+from ziplora.pair import DIRECT, Pair, merged_layers
 from ziplora.recipe import Export
 from ziplora.store import Store
 
@@ -31,12 +32,17 @@ def samples_of(calibrated: Calibrated, rows: Sequence[int]) -> list[Sample]:
     ]
 
 
+def problem_of(backbone: Sdxl, subject: Lora, style: Lora, store: Store, samples: int) -> Problem:
+    sides = [
+        calibrate(lora.calibration(samples), lora.path, backbone, store, lora.references) for lora in (subject, style)
+    ]
+    pair = Pair(read(subject.path).layers, read(style.path).layers)
+    return Problem(pair, backbone, sides[0], sides[1], seed=0, progress=unheard)
+
+
 @pytest.fixture(scope="module")
 def problem(backbone64: Sdxl, subject: Lora, style: Lora, tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    store = Store(tmp_path_factory.mktemp("store"))
-    sides = [calibrate(lora.calibration(), lora.path, backbone64, store, lora.references) for lora in (subject, style)]
-    pair = Pair(read(subject.path).layers, read(style.path).layers)
-    return Problem(pair, backbone64, sides[0], sides[1], seed=0, progress=unheard)
+    return problem_of(backbone64, subject, style, Store(tmp_path_factory.mktemp("store")), samples=4)
 
 
 @pytest.fixture
@@ -59,7 +65,7 @@ def oracle_losses(
 @pytest.mark.parametrize("form", FORMS)
 def test_objective_and_gradient(form: str, balanced: bool, problem: Problem, oracle: Oracle) -> None:
     parameters = Parameters(third_term=form, balanced=balanced, third_term_weight=0.3)
-    student = Student(problem)
+    student = Student(problem, DIRECT)
     with torch.no_grad():  # away from the start, where every cosine is 1 and has no slope
         student.flat += 0.3 * torch.randn(student.flat.shape, generator=torch.Generator().manual_seed(3))
         learned = [vector.requires_grad_() for vector in torch.split(student.flat.clone(), student.widths * 2)]
@@ -106,3 +112,24 @@ def test_five_steps_and_the_file(problem: Problem, oracle: Oracle, store: Store)
         for name, change in oracle.merged().items():
             error = (written[Module("unet", name)].delta() - change).abs().max() / change.abs().max()
             assert error <= tolerance, f"{precision} {name}: {float(error):.2g} of the largest change"
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_least_squares(passes: int, backbone64: Sdxl, subject: Lora, style: Lora, oracle: Oracle, store: Store) -> None:
+    problem = problem_of(backbone64, subject, style, store, samples=2)
+    found = ziplora_lsq.least_squares(problem, ziplora_lsq.Parameters(passes=passes))
+    sides = [samples_of(calibrated, range(2)) for calibrated in problem.calibrations]
+    alone = (oracle.subject, oracle.style)
+    weights = [1 / oracle.effect(samples, own) for samples, own in zip(sides, alone, strict=True)]
+    models = list(alone)
+    if passes == 2:
+        first = ziplora_lsq.least_squares(problem, ziplora_lsq.Parameters(passes=1))
+        oracle.m_subject = {module.path: vector for module, vector in first.subject.items()}
+        oracle.m_style = {module.path: vector for module, vector in first.style.items()}
+        models = [oracle.merged()] * 2
+    for end in ("attn1.to_q", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_out.0"):
+        name = next(name for name in oracle.learned if name.startswith("up_blocks") and name.endswith(end))
+        inputs = [oracle.inputs(name, samples, model) for samples, model in zip(sides, models, strict=True)]
+        m_subject, m_style = oracle.least_squares(name, inputs, weights, ridge=0.01)
+        torch.testing.assert_close(found.subject[Module("unet", name)], m_subject, rtol=0, atol=1e-7)
+        torch.testing.assert_close(found.style[Module("unet", name)], m_style, rtol=0, atol=1e-7)

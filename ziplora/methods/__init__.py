@@ -8,7 +8,7 @@ from typing import Any
 from ziplora.failure import Failure
 from ziplora.recipe import Parameter
 
-from . import direct, ziplora
+from . import direct, np_lora, ziplora, ziplora_lsq
 from .solution import Problem, Solution
 
 
@@ -26,6 +26,8 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "direct": Method(direct.solve, direct.Parameters, calibrated=False),
     "ziplora": Method(ziplora.solve, ziplora.Parameters, calibrated=True),
+    "ziplora-lsq": Method(ziplora_lsq.solve, ziplora_lsq.Parameters, calibrated=True),
+    "np-lora": Method(np_lora.solve, np_lora.Parameters, calibrated=False),
 }
 
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ziplora.backbone import Backbone
-from ziplora.calibration import Calibrated
+from ziplora.backbone import Backbone, layer_branch
+from ziplora.calibration import Calibrated, predict_all
 from ziplora.failure import Failure
-from ziplora.pair import Coefficients, Pair
+from ziplora.pair import Coefficients, Pair, merged_layers
 from ziplora.recipe import Losses
+
+_UNMOVED = 0.02
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -48,6 +50,33 @@ class Solution:
 
     coefficients: Coefficients
     losses: Losses | None
+
+
+def relative_errors(problem: Problem, coefficients: Coefficients) -> tuple[float, float]:
+    """Each side's error over all of its samples, in units of its own adapter's effect."""
+    layers = merged_layers(problem.pair, coefficients)
+    errors = []
+    with problem.backbone.branched(
+        {module: layer_branch(layer, problem.backbone.device) for module, layer in layers.items()}
+    ):
+        for side in problem.calibrations:
+            predicted = predict_all(problem.backbone, side.noisy, side.timesteps, side.condition)
+            errors.append(float((predicted - side.teacher).square().mean()) / side.effect)
+    return errors[0], errors[1]
+
+
+def refuse_strangers(pair: Pair) -> None:
+    """Refuse a pair that has nothing to be merged but the direct sum."""
+    if not pair.merged:
+        fact = "The two adapters have no attention layer in common, so the result would be the direct merge."
+        raise Failure("NO_SHARED_LAYERS", fact, "use the method direct, which adds them up.")
+
+
+def refuse_standstill(movement: float, effort: str, start: str, next_step: str) -> None:
+    """Refuse coefficients that are still, as good as, those they started from."""
+    if movement < _UNMOVED:
+        fact = f"{effort} no coefficient moved by more than {movement:.2g}, so the result would be {start}."
+        raise Failure("MERGE_UNMOVED", fact, next_step)
 
 
 def require(holds: bool, parameter: str, fact: str) -> None:

@@ -5,22 +5,32 @@ activations alone. Subject and style samples go through the merged model in one 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ziplora.backbone import Branch, Condition, layer_branch, low_rank
-from ziplora.calibration import Calibrated, predict_all, repeated
+from ziplora.calibration import Calibrated, repeated
 from ziplora.failure import Failure
 from ziplora.keys import Module
-from ziplora.pair import Coefficients, merged_layers, scaled_factors, stacked
+from ziplora.pair import DIRECT, Coefficients, merged_layers, scaled_factors, stacked
 from ziplora.recipe import Losses, content_id
 
-from .solution import Problem, Solution, is_number, require
+from . import ziplora_lsq
+from .solution import (
+    Problem,
+    Solution,
+    is_number,
+    refuse_standstill,
+    refuse_strangers,
+    relative_errors,
+    require,
+    unheard,
+)
 
-_UNMOVED = 0.02
+_STARTS = {"ones": "the direct merge", "lsq": "that of ziplora-lsq"}
 _EXPLODED = 20.0
 _CURVE_POINTS = 10
 _TINY = 1e-12
@@ -39,6 +49,8 @@ class Parameters:
     """Whether each side's loss is divided by what its own adapter changes, so that the stronger drowns no one."""
     samples_per_step: int = 2
     """How many samples of each side a step sees."""
+    start: str = "ones"
+    """Where the steps begin: `ones`, the direct merge, or `lsq`, what ziplora-lsq finds by its own defaults."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", f"is {self.steps}, less than 1")
@@ -47,22 +59,30 @@ class Parameters:
         require(is_number(self.third_term_weight) and self.third_term_weight >= 0, "third_term_weight", "is below 0")
         forms = ("cosine", "mean", "literal")
         require(self.third_term in forms, "third_term", f"is {self.third_term!r}, not one of {', '.join(forms)}")
+        require(self.start in _STARTS, "start", f"is {self.start!r}, not one of {', '.join(_STARTS)}")
 
 
 class Student:
     """The merged model in training: all coefficients in one vector, m_c of every layer and then m_s of every layer."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, start: Coefficients) -> None:
         pair, self._backbone = problem.pair, problem.backbone
         device = self._backbone.device
         self.modules = pair.merged
         self.widths = [pair.subject[module].down.shape[1] for module in self.modules]
         dtype = torch.promote_types(torch.float32, self._backbone.dtype)
-        self.flat = torch.ones(2 * sum(self.widths), dtype=dtype, device=device, requires_grad=True)
+        self._start = torch.cat(
+            [
+                columns.get(module, torch.ones(width))
+                for columns in (start.subject, start.style)
+                for module, width in zip(self.modules, self.widths, strict=True)
+            ]
+        ).to(device, dtype)
+        self.flat = self._start.clone().requires_grad_()
         layer_of_column = torch.repeat_interleave(torch.arange(len(self.widths)), torch.tensor(self.widths))
         self._layer_of_column = layer_of_column.to(device)
         self._vectors: tuple[Tensor, ...] = ()
-        sums = merged_layers(pair.only(pair.passed_through), Coefficients({}, {}))
+        sums = merged_layers(pair.only(pair.passed_through), DIRECT)
         self.branches: dict[Module, Branch] = {module: layer_branch(sums[module], device) for module in sums}
         for index, module in enumerate(self.modules):
             sides = [scaled_factors(layers[module], None) for layers in (pair.subject, pair.style)]
@@ -116,6 +136,10 @@ class Student:
     def _per_layer(self, columns: Float[Tensor, " columns"]) -> Float[Tensor, " layers"]:
         return columns.new_zeros(len(self.widths)).index_add(0, self._layer_of_column, columns)
 
+    def movement(self) -> Float[Tensor, ""]:
+        """The largest distance of a coefficient from where it started."""
+        return (self.flat.detach() - self._start).abs().max()
+
     def coefficients(self) -> Coefficients:
         """What was learned so far, on the CPU."""
         vectors = [vector.clone() for vector in torch.split(self.flat.detach().cpu(), self.widths * 2)]
@@ -145,29 +169,17 @@ def side_loss(
     return error / calibrated.effect if balanced else error
 
 
-def relative_errors(student: Student, problem: Problem) -> tuple[float, float]:
-    """Each side's error over all of its samples, in units of its own adapter's effect."""
-    errors = []
-    student.refresh()
-    for side in problem.calibrations:
-        predicted = predict_all(problem.backbone, side.noisy, side.timesteps, side.condition)
-        errors.append(float((predicted - side.teacher).square().mean()) / side.effect)
-    return errors[0], errors[1]
-
-
 def solve(problem: Problem, parameters: Parameters) -> Solution:
     """The coefficients after all steps of Adam, or a failure that says why there are none."""
-    if not problem.pair.merged:
-        fact = "The two adapters have no attention layer in common, so there is nothing to learn."
-        raise Failure("NO_SHARED_LAYERS", fact, "use the method direct, which adds them up.")
-    student = Student(problem)
+    refuse_strangers(problem.pair)
+    first = relative_errors(problem, DIRECT)
+    student = Student(problem, _start(problem, parameters))
     optimiser = torch.optim.Adam([student.flat], lr=parameters.learning_rate)
     sides = problem.calibrations
     steps, per_step = parameters.steps, parameters.samples_per_step
     schedules = [row_schedule(side, steps, per_step, problem.seed) for side in sides]
     curve = []
     with problem.backbone.branched(student.branches):
-        first = relative_errors(student, problem)
         for step in range(steps):
             losses = objective(student, sides, (schedules[0][step], schedules[1][step]), parameters)
             optimiser.zero_grad()
@@ -178,10 +190,20 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
             if step % max(1, steps // _CURVE_POINTS) == 0 or step == steps - 1:
                 curve.append((step, subject, style, third))
             problem.progress(step + 1, steps)
-        last = relative_errors(student, problem)
+    refuse_standstill(
+        float(student.movement()),
+        f"After {steps} steps at learning rate {parameters.learning_rate:g}",
+        _STARTS[parameters.start],
+        "Adam moves a coefficient by about the learning rate in a step: use 0.01, not the 5e-5 that LoRAs train at.",
+    )
     coefficients = student.coefficients()
-    _refuse_standstill(coefficients.movement(), parameters)
-    return Solution(coefficients, Losses(*first, *last, curve=tuple(curve)))
+    return Solution(coefficients, Losses(*first, *relative_errors(problem, coefficients), curve=tuple(curve)))
+
+
+def _start(problem: Problem, parameters: Parameters) -> Coefficients:
+    if parameters.start == "ones":
+        return DIRECT
+    return ziplora_lsq.least_squares(replace(problem, progress=unheard), ziplora_lsq.Parameters())
 
 
 def objective(
@@ -197,8 +219,7 @@ def objective(
 
 
 def _observed(student: Student, losses: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float, float]:
-    moved = (student.flat.detach() - 1).abs().max()
-    subject, style, third, movement = torch.stack([*(loss.detach() for loss in losses), moved]).tolist()
+    subject, style, third, movement = torch.stack([*(loss.detach() for loss in losses), student.movement()]).tolist()
     return subject, style, third, movement
 
 
@@ -208,14 +229,3 @@ def _refuse_divergence(step: int, loss: float, movement: float, parameters: Para
     trouble = f"a coefficient had moved by {movement:.3g}" if is_number(loss) else f"the loss was {loss}"
     fact = f"At step {step} of {parameters.steps}, at learning rate {parameters.learning_rate:g}, {trouble}."
     raise Failure("MERGE_DIVERGED", fact, "lower the learning rate; 0.01 is the paper's.")
-
-
-def _refuse_standstill(movement: float, parameters: Parameters) -> None:
-    if movement >= _UNMOVED:
-        return
-    fact = f"After {parameters.steps} steps at learning rate {parameters.learning_rate:g} no coefficient moved by more"
-    fact += f" than {movement:.2g}, so the result would be the direct merge."
-    next_step = (
-        "Adam moves a coefficient by about the learning rate in a step: use 0.01, not the 5e-5 that LoRAs train at."
-    )
-    raise Failure("MERGE_UNMOVED", fact, next_step)
