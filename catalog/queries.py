@@ -2,7 +2,8 @@
 
 A ranking is for one set of scorers: each scorer's pictures give a mean position between floor and ceiling, cut to
 0 … 1, and the harmonic mean of these positions is the score. A merge with a picture that one of the scorers could not
-place, or has not seen, is in no ranking.
+place, or has not seen, is in no ranking. Merges seen in few pictures and in many share one: their means are compared as
+they are, and that of few pictures is more a matter of chance.
 """
 
 from collections import defaultdict
@@ -15,7 +16,16 @@ from sqlalchemy import ColumnElement, Engine, Subquery, and_, case, false, func,
 from sqlalchemy.orm import InstrumentedAttribute
 
 from catalog.errors import CatalogueError
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Alias, MergeStatus, Reason, Role, metric_of
+from catalog.facts import (
+    FAILURES_TO_BLOCK,
+    STYLE_METRIC,
+    SUBJECT_METRIC,
+    Alias,
+    MergeStatus,
+    Reason,
+    Role,
+    metric_of,
+)
 from catalog.licence import combine
 from catalog.names import adapter_names
 from catalog.schema import Adapter, Failure, Merge, Night, Publication, Refusal, Request, Score, reading
@@ -161,6 +171,34 @@ def best_subjects_for(engine: Engine, style: str, scorers: Collection[str], limi
 def best_method_per_pair(engine: Engine, scorers: Collection[str]) -> list[RankedMerge]:
     """For each pair, the merge by the method that did best."""
     return _best(engine, scorers, Merge.status == "done", (Merge.subject, Merge.style), None)
+
+
+def best_merges(engine: Engine, scorers: Collection[str]) -> list[RankedMerge]:
+    """Every finished merge that can be ranked, the best first."""
+    return _best(engine, scorers, Merge.status == "done", (Merge.merge_id,), None)
+
+
+def pictures_seen(engine: Engine, merge_ids: Collection[str] | None = None) -> dict[str, set[tuple[str, int]]]:
+    """Prompt and seed of every picture that a scorer has seen, by merge: of all merges, or of these."""
+    pictures = select(Score.merge_id, Score.prompt, Score.seed).distinct()
+    if merge_ids is not None:
+        pictures = pictures.where(Score.merge_id.in_(merge_ids))
+    seen: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    with reading(engine).connect() as connection:
+        for merge_id, prompt, seed in connection.execute(pictures):
+            seen[merge_id].add((prompt, seed))
+    return seen
+
+
+def failing_finished_merge_ids(engine: Engine) -> frozenset[str]:
+    """Finished merges whose further pictures failed three times since somebody asked for the pair."""
+    asked = and_(Request.subject == Merge.subject, Request.style == Merge.style)
+    failed = select(Failure.merge_id).join(Merge, Merge.merge_id == Failure.merge_id).outerjoin(Request, asked)
+    since = or_(Request.requested_at.is_(None), Failure.failed_at > Request.requested_at)
+    failed = failed.where(Merge.status == "done", Failure.failed_at > Merge.finished_at, since)
+    failed = failed.group_by(Failure.merge_id).having(func.count() >= FAILURES_TO_BLOCK)
+    with reading(engine).connect() as connection:
+        return frozenset(connection.scalars(failed))
 
 
 def ranking_scorers(engine: Engine) -> tuple[str, ...]:

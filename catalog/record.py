@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Table, bindparam, case, or_, update
+from sqlalchemy import Connection, Engine, Table, bindparam, case, delete, or_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from catalog import facts, schema
@@ -187,7 +187,10 @@ def record_failed(engine: Engine, merge: facts.Merge, reason: facts.Reason, nigh
 
 
 def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
-    """What scorers saw in pictures; a later look by the same scorer counts."""
+    """What scorers saw in all pictures of merges: a later look by the same scorer takes the place of the earlier one.
+
+    What it saw before in pictures that are not among these goes, since their floor and ceiling were others.
+    """
     rows = {
         score.score_id: {
             "score_id": score.score_id,
@@ -204,6 +207,10 @@ def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
             rows,
             ("value", "floor", "ceiling", "position", "reason", "scored_at"),
         )
+        table = schema.Score
+        for merge_id, scorer_id in sorted({(score.merge_id, score.scorer_id) for score in scores}):
+            earlier = delete(table).where(table.merge_id == merge_id, table.scorer_id == scorer_id)
+            connection.execute(earlier.where(table.score_id.not_in(rows)))
 
 
 def record_request(engine: Engine, subject: str, style: str, requested_at: datetime) -> None:

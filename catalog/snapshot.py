@@ -128,29 +128,48 @@ def write_snapshot(engine: Engine, path: Path) -> None:
         (folder / "new.duckdb").replace(path)
 
 
-def export_parquet(snapshot: Path, folder: Path) -> list[Path]:
-    """One Parquet file per table of a snapshot, each renamed into place when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+@contextmanager
+def _opened(snapshot: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    if not snapshot.is_file():
+        raise CatalogueError("SNAPSHOT_MISSING", f"There is no snapshot {snapshot}: run a night first.")
     with duckdb.connect(snapshot, read_only=True) as connection:
-        for table in Base.metadata.sorted_tables:
-            target = folder / f"{table.name}.parquet"
-            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as building:
-                new = Path(building) / target.name
-                connection.execute(f"COPY {table.name} TO ? (FORMAT parquet)", [str(new)])
-                new.replace(target)
-            written.append(target)
-    return written
+        yield connection
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """A folder inside the folder that is gone afterwards."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        building = tempfile.TemporaryDirectory(prefix=".", dir=folder)
+    except OSError as error:
+        raise CatalogueError("NOT_WRITABLE", f"{folder} cannot be made ({error.strerror}). Name another.") from error
+    with building as name:
+        yield Path(name)
+
+
+def _said(error: duckdb.Error) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def export_parquet(snapshot: Path, folder: Path) -> list[Path]:
+    """One Parquet file per table of a snapshot, renamed into place when all are whole."""
+    try:
+        with _opened(snapshot) as connection, _building(folder) as building:
+            new = [building / f"{table.name}.parquet" for table in Base.metadata.sorted_tables]
+            for file in new:
+                connection.execute(f"COPY {file.stem} TO ? (FORMAT parquet)", [str(file)])
+            return [file.replace(folder / file.name) for file in new]
+    except duckdb.Error as error:
+        sentence = f"{snapshot} cannot be written to {folder} ({_said(error)}). Is there room, and is it a snapshot?"
+        raise CatalogueError("PARQUET", sentence) from error
 
 
 def ask(snapshot: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The answer of a snapshot to a question in SQL: names of the columns, and rows."""
-    if not snapshot.is_file():
-        raise CatalogueError("SNAPSHOT_MISSING", f"There is no snapshot {snapshot}: run a night first.")
     try:
-        with duckdb.connect(snapshot, read_only=True) as connection:
+        with _opened(snapshot) as connection:
             answer = connection.execute(sql)
             return [column[0] for column in answer.description or ()], answer.fetchall()
     except duckdb.Error as error:
-        said = str(error).strip().split("\n")[0].rstrip(".")
-        raise CatalogueError("SQL", f"{said}. See: ziplora query 'SHOW TABLES'") from error
+        raise CatalogueError("SQL", f"{_said(error)}. See: ziplora query 'SHOW TABLES'") from error

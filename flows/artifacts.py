@@ -43,7 +43,7 @@ class Outcome:
 def show_batch(number: int, outcomes: Sequence[Outcome]) -> None:
     """A batch's merges: their scores, their pictures, and what failed."""
     done = [outcome for outcome in outcomes if outcome.reason is None]
-    said = f"{len(done)} of {len(outcomes)} merged; 0 % is the base alone, 100 % each LoRA alone"
+    said = f"{len(done)} of {len(outcomes)} merges are done; 0 % is the base alone, 100 % each LoRA alone"
     create_table_artifact(table=outcome_table(done), key=f"batch-{number}-merges", description=said)
     pictures = [(outcome.name, outcome.picture) for outcome in done if outcome.picture is not None]
     if pictures:

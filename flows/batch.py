@@ -10,6 +10,7 @@ from flows.artifacts import Outcome, show_batch
 from flows.plan import Base, Job
 from flows.progress import tell
 from flows.settings import Settings
+from flows.sharing_worker import worker_for
 from flows.tasks import fetch_pair, merge_pair, preview_pair, record_pair, score_pair
 from flows.trouble import reason_of
 from flows.worker import Worker, size_bytes
@@ -20,10 +21,11 @@ def merge_batch(
     settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...], until: datetime
 ) -> list[Outcome]:
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
-    if size_bytes(settings.store) > settings.limits.store_bytes:
-        get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", settings.store, number)
+    store = settings.store_folder
+    if size_bytes(store) > settings.limits.store_bytes:
+        get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", store, number)
         return []
-    worker = Worker(settings, base)
+    worker = worker_for(settings, base)
     shown = create_progress_artifact(progress=0.0, key=f"batch-{number}", description=f"{len(jobs)} merges")
     outcomes: list[Outcome] = []
     for done, job in enumerate(jobs):

@@ -11,6 +11,7 @@ from catalog.errors import CatalogueError
 from catalog.hub import Hub
 from catalog.schema import open_catalogue
 from flows.settings import FolderSource, Problem, Problems, Settings, load_settings, prefect_api_url
+from flows.shared_store import mirror_of
 from ziplora.failure import Failure
 from ziplora.methods import complete_parameters
 
@@ -60,16 +61,22 @@ def _is_path(model: str) -> bool:
 
 def _places(settings: Settings) -> Iterator[Problem]:
     """Trouble with where results go."""
-    for folder in (settings.store, settings.gallery.parent, settings.snapshot.parent):
+    for folder in (settings.store_folder, settings.gallery.parent, settings.snapshot.parent):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             yield Problem("NOT_WRITABLE", f"{folder} cannot be made: {error.strerror}.", "choose another place.", 3)
             return
-    free = shutil.disk_usage(settings.store).free
+    free = shutil.disk_usage(settings.store_folder).free
     if free < _LEAST_FREE_BYTES:
-        fact = f"{free / 1e9:.2f} GB are free at {settings.store}, a night needs {_LEAST_FREE_BYTES / 1e9:.0f}."
+        fact = f"{free / 1e9:.2f} GB are free at {settings.store_folder}, a night needs {_LEAST_FREE_BYTES / 1e9:.0f}."
         yield Problem("DISK_FULL", fact, "free some, or choose another store.", 3)
+    try:
+        mirror = mirror_of(settings)
+        if mirror is not None:
+            mirror.check()
+    except CatalogueError as error:
+        yield Problem(error.code, str(error).partition(": ")[2], "mend store in the settings.", 3)
     try:
         open_catalogue(settings.catalogue).dispose()
     except CatalogueError as error:

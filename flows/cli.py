@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -28,6 +29,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stand
 CatalogueUrl = Annotated[str, typer.Option("--catalogue", envvar="ZIPLORA_CATALOGUE", help="its URL")]
 _HERE = "sqlite:///catalog.sqlite"
 _INTERRUPTED = 130
+_BROKEN = ("DISK", "CATALOGUE", "STORE", "HUB", "AUTH")
+"""How codes of a broken environment begin."""
 
 
 @app.command()
@@ -97,7 +100,7 @@ def plan(config: Config, as_json: AsJson = False) -> None:
                 "skipped": [
                     {"merge": one.job.name, "code": one.reason.code, "fact": one.reason.fact} for one in planned.skipped
                 ],
-                "finished": planned.finished,
+                "finished": len(planned.finished),
                 "blocked": planned.blocked,
                 "postponed": planned.postponed,
                 "seconds": seconds,
@@ -321,19 +324,32 @@ def publish(
 
 @app.command()
 def query(
-    sql: str,
+    sql: Annotated[str | None, typer.Argument(help="a question in SQL")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="write a Parquet file of every table to this folder instead")
+    ] = None,
     snapshot: Annotated[Path, typer.Option(help="the snapshot")] = Path("catalog.duckdb"),
     as_json: AsJson = False,
 ) -> None:
-    """Ask the snapshot in SQL (DuckDB)."""
-    from catalog.snapshot import ask
+    """Ask the snapshot in SQL (DuckDB), or write its tables as Parquet."""
+    from catalog.snapshot import ask, export_parquet
     from flows import show
 
-    columns, rows = ask(snapshot, sql)
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    if sql is not None and parquet is None:
+        columns, rows = ask(snapshot, sql)
+        title = f"{len(rows)} rows"
+    elif parquet is not None and sql is None:
+        columns = ("file", "size_bytes")
+        rows = [(path, path.stat().st_size) for path in export_parquet(snapshot, parquet)]
+        title = f"{len(rows)} files"
+    else:
+        raise Problem("USAGE", "It takes a question in SQL, or --parquet FOLDER.", "ziplora query --help")
     if as_json:
         show.print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        show.print_table(f"{len(rows)} rows", columns, rows)
+        show.print_table(title, columns, rows)
 
 
 @app.command()
@@ -392,7 +408,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if is_disk_full(error):
         return str(disk_full(error)), 3
     if isinstance(error, Failure | Refusal | CatalogueError):
-        broken = isinstance(error, CatalogueError) and error.code.startswith(("DISK", "CATALOGUE", "HUB", "AUTH"))
+        broken = isinstance(error, CatalogueError) and error.code.startswith(_BROKEN)
         return str(error), 3 if broken else 2
     with tempfile.NamedTemporaryFile("w", prefix="ziplora-", suffix=".log", delete=False) as log:
         log.write("".join(traceback.format_exception(error)))

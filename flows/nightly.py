@@ -1,9 +1,11 @@
 """One night: scan, plan, batches, gallery and snapshot, publish; and what became of it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
@@ -30,7 +32,11 @@ from flows.progress import tell
 from flows.results import publish_all, write_pages
 from flows.scan import Found, record_found, scan, usable
 from flows.settings import Problem, Settings, load_settings
+from flows.short_list import lacking_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
+
+MergeAll = Callable[[Settings, Sequence[Job]], list[tuple[str, Reason]]]
+"""Has merges done in batches; gives back the batches that were lost, and how."""
 
 
 class Request(BaseModel):
@@ -46,8 +52,10 @@ class Report:
 
     night_id: str
     merged: int
+    short_listed: int
+    """Merges whose further pictures were drawn."""
     failed: Mapping[str, int]
-    """Failed tries of merges, by code."""
+    """Failed tries of merges and of further pictures, by code."""
     refused: Mapping[str, int]
     """Adapters that were not taken, by code."""
     skipped: Mapping[str, int]
@@ -153,7 +161,14 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     found = scan_sources(settings, catalogue, night_id)
     misunderstood = ask_for(catalogue, requests)
     planned = plan_night(settings, catalogue, found)
-    lost = _merge_all(settings, night_id, planned.jobs, workers, began + timedelta(seconds=settings.limits.seconds))
+    until = began + timedelta(seconds=settings.limits.seconds)
+    merge_all: MergeAll = partial(
+        _merge_all, base=base_of(settings), night_id=night_id, numbers=count(1), workers=workers, until=until
+    )
+    lost = merge_all(settings, planned.jobs)
+    wanted = (*planned.finished, *planned.jobs)
+    short_listed, more_lost = _draw_short_list(settings, catalogue, wanted, merge_all)
+    lost += more_lost
     _close_requests(settings, catalogue, found)
     published, unpublished = publish_night(settings, catalogue) if settings.publish.enabled else ([], [])
     show_results(settings, catalogue)
@@ -161,12 +176,13 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     report = Report(
         night_id=night_id,
         merged=summary.done,
+        short_listed=short_listed,
         failed=summary.failed,
         refused=summary.refused,
         skipped=_counted([*((one.job.name, one.reason) for one in planned.skipped), *misunderstood]),
-        finished_before=planned.finished,
+        finished_before=len(planned.finished),
         blocked=planned.blocked,
-        postponed=planned.postponed + len(planned.jobs) - summary.done - sum(summary.failed.values()),
+        postponed=planned.postponed + len(_left(catalogue, night_id, planned.jobs)),
         published=sum(not one.was_there for one in published),
         unpublished=_counted(unpublished),
         lost_batches=len(lost),
@@ -197,11 +213,17 @@ def ask_for(catalogue: Catalogue, requests: Sequence[Request]) -> list[tuple[str
 
 
 def _merge_all(
-    settings: Settings, night_id: str, jobs: Sequence[Job], workers: Literal["here", "pool"], until: datetime
+    settings: Settings,
+    jobs: Sequence[Job],
+    *,
+    base: Base,
+    night_id: str,
+    numbers: Iterator[int],
+    workers: Literal["here", "pool"],
+    until: datetime,
 ) -> list[tuple[str, Reason]]:
     """Have all batches done; gives back those that were lost, and how."""
-    base = base_of(settings)
-    numbered = list(enumerate(batches(jobs, settings.limits.batch), start=1))
+    numbered = [(next(numbers), batch) for batch in batches(jobs, settings.limits.batch)]
     if workers == "here":
         for number, batch in numbered:
             merge_batch(settings, base, night_id, number, batch, until)
@@ -214,6 +236,26 @@ def _merge_all(
             fact = said.fact if isinstance(said, Problem) else f"{type(said).__name__}: {said}"
             lost.append((f"batch {number}", Reason("BATCH_LOST", fact, "its rest is done the next night.")))
     return lost
+
+
+def _draw_short_list(
+    settings: Settings, catalogue: Catalogue, jobs: Sequence[Job], merge_all: MergeAll
+) -> tuple[int, list[tuple[str, Reason]]]:
+    """Have further pictures of the best merges drawn; gives back of how many they were, and what batches were lost."""
+    more = with_further_seeds(settings)
+    tried: list[Job] = []
+    lost: list[tuple[str, Reason]] = []
+    for lacking in rounds(settings, catalogue, jobs):
+        tried += lacking
+        lost += merge_all(more, lacking)
+    return len(tried) - len(lacking_pictures(more, catalogue, tried)), lost
+
+
+def _left(catalogue: Catalogue, night_id: str, jobs: Sequence[Job]) -> list[Job]:
+    """Those of a night's merges that it neither finished nor failed at."""
+    failed = {trouble.item for trouble in failures_of(catalogue, night_id) if trouble.word == "failed"}
+    settled = finished_merge_ids(catalogue) | failed
+    return [job for job in jobs if job.recipe.merge_id not in settled]
 
 
 def _close_requests(settings: Settings, catalogue: Catalogue, found: Sequence[Found]) -> None:
@@ -230,7 +272,7 @@ def _counted(troubles: Sequence[tuple[str, Reason]]) -> Mapping[str, int]:
 def _show(catalogue: Catalogue, report: Report, planned: Plan, others: Sequence[tuple[str, Reason]]) -> None:
     """The night as artifacts of its run in the Prefect UI."""
     troubles = failures_of(catalogue, report.night_id)
-    names = {job.recipe.merge_id: job.name for job in planned.jobs}
+    names = {job.recipe.merge_id: job.name for job in (*planned.jobs, *planned.finished)}
     refused, failed = (
         [(names.get(one.item, one.item.partition("@")[0]), one.reason) for one in troubles if one.word == word]
         for word in ("refused", "failed")
@@ -241,6 +283,7 @@ def _show(catalogue: Catalogue, report: Report, planned: Plan, others: Sequence[
     counts = [("merged", "", report.merged), ("finished before", "", report.finished_before)]
     for what in ("failed", "refused", "skipped", "unpublished"):
         counts += [(what, code, count) for code, count in getattr(report, what).items()]
-    counts += [(what, "", getattr(report, what)) for what in ("blocked", "postponed", "published", "lost_batches")]
+    for what in ("short_listed", "blocked", "postponed", "published", "lost_batches"):
+        counts.append((what.replace("_", " "), "", getattr(report, what)))
     headline = f"{report.merged} merged, {len(failed)} failed, {len(refused)} refused in {report.seconds:.0f} s"
     show_night(headline, [one for one in counts if one[2]], Path(report.gallery))

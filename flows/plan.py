@@ -83,7 +83,7 @@ class Plan:
     jobs: tuple[Job, ...]
     """Asked-for pairs first, then subject by subject, so that a batch uses again what it has at hand."""
     skipped: tuple[Skipped, ...]
-    finished: int
+    finished: tuple[Job, ...]
     """Merges that are wanted and done."""
     blocked: int
     """Merges that failed three times and wait for somebody to ask for them."""
@@ -115,7 +115,7 @@ def input_of(
     place: tuple[str, str, str],
 ) -> Input:
     """A usable adapter from what a scan wrote down: its facts, and where it is (repository, revision, file)."""
-    fetched = settings.store / "adapters" / sha256 / f"{sha256}.safetensors"
+    fetched = settings.store_folder / "adapters" / sha256 / f"{sha256}.safetensors"
     return Input(
         sha256=sha256,
         role=role,
@@ -179,8 +179,9 @@ def plan(
     turn = {pair: number for number, pair in enumerate(requested)}
     calibrations: dict[str, Calibration] = {}
     jobs: list[Job] = []
+    done: list[Job] = []
     skipped: list[Skipped] = []
-    done = held = 0
+    held = 0
     answered: list[tuple[str, str]] = []
     for subject, style in ((subject, style) for subject in subjects for style in styles):
         pair = (subject.sha256, style.sha256)
@@ -194,7 +195,7 @@ def plan(
             if isinstance(licence, Reason):
                 skipped.append(Skipped(Job(recipe, subject, style, None), licence))
             elif recipe.merge_id in finished:
-                done += 1
+                done.append(Job(recipe, subject, style, licence))
             elif recipe.merge_id in blocked:
                 held += 1
             else:
@@ -202,7 +203,7 @@ def plan(
     jobs.sort(key=lambda job: turn.get((job.subject.sha256, job.style.sha256), len(turn)))
     limit = settings.limits.pairs * len(settings.methods)
     postponed = max(0, len(jobs) - limit)
-    return Plan(tuple(jobs[:limit]), tuple(skipped), done, held, postponed, tuple(answered))
+    return Plan(tuple(jobs[:limit]), tuple(skipped), tuple(done), held, postponed, tuple(answered))
 
 
 def _recipes(

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from catalog.publish import Policy, Published, publish
 from catalog.queries import (
     latest_settings,
     pick,
+    pictures_seen,
     published_merge_ids,
     ranking_scorers,
     recipe_of,
@@ -27,6 +28,7 @@ from catalog.schema import Catalogue
 from catalog.story import score_01, scores_by_merge
 from flows.plan import Input, base_of, input_of
 from flows.settings import Problem, Settings
+from flows.shared_store import adapter_files, merge_files, mirror_of
 from ziplora.export import materialise
 from ziplora.failure import Failure
 from ziplora.merge import finished
@@ -64,15 +66,20 @@ class Merged:
 
 
 def merged(catalogue: Catalogue, settings: Settings, merge_id: str) -> Merged:
-    """A finished merge, or a Problem when one of its parents is not usable any more."""
+    """A finished merge, or a Problem when one of its parents is not usable any more; its files come to this disk."""
     recipe = Recipe.from_json(json.dumps(recipe_of(catalogue, merge_id)))
+    store, mirror = Store(settings.store_folder), mirror_of(settings)
     parents = []
     for role, sha256 in (("subject", recipe.subject_sha256), ("style", recipe.style_sha256)):
         known = _inputs(catalogue, settings, role)  # type: ignore[arg-type]  # the two words are the two roles
+        if mirror is not None and sha256 in known:
+            mirror.fetch(*adapter_files(known[sha256], store))
         if sha256 not in known or not known[sha256].file.is_file():
             fact = f"The {role} {sha256[:12]} of merge {merge_id[:12]} is not on this disk, or not usable any more."
             raise Problem("PARENT_MISSING", fact, f"ziplora why {sha256[:12]} tells what became of it.")
         parents.append(known[sha256])
+    if mirror is not None:
+        mirror.fetch(*merge_files(merge_id, store))
     return Merged(recipe, *parents)
 
 
@@ -80,12 +87,12 @@ def export_merge(catalogue: Catalogue, merge_id: str, out: Path, export: Export)
     """Write the adapter file of a finished merge; gives back its sha256."""
     settings = settings_of(catalogue)
     found = merged(catalogue, settings, merge_id)
-    return materialise(found.recipe, found.subject.file, found.style.file, Store(settings.store), out, export)
+    return materialise(found.recipe, found.subject.file, found.style.file, Store(settings.store_folder), out, export)
 
 
 def write_pages(catalogue: Catalogue, settings: Settings) -> Path:
     """Write the gallery; gives back its first page."""
-    base, store, previews = base_of(settings), Store(settings.store), settings.previews
+    base, store, previews = base_of(settings), Store(settings.store_folder), settings.previews
     drawing = Drawing(previews.steps, previews.guidance, previews.side)
 
     def alone(sha256: str | None) -> Path:
@@ -93,19 +100,35 @@ def write_pages(catalogue: Catalogue, settings: Settings) -> Path:
 
     roles: tuple[Role, Role] = ("subject", "style")
     singles = {adapter.sha256: alone(adapter.sha256) for role in roles for adapter in usable_adapters(catalogue, role)}
-    return write_gallery(catalogue, settings.store, settings.gallery, singles=singles, base=alone(None))
+    _fetch_pictures(catalogue, settings, singles.values(), alone(None))
+    return write_gallery(catalogue, store.root, settings.gallery, singles=singles, base=alone(None))
+
+
+def _fetch_pictures(catalogue: Catalogue, settings: Settings, singles: Iterable[Path], base: Path) -> None:
+    """Bring what a gallery shows to this disk, where machines share a store."""
+    store, mirror = Store(settings.store_folder), mirror_of(settings)
+    if mirror is None:
+        return
+    seen = pictures_seen(catalogue)
+    for merge_id, pictures in seen.items():
+        mirror.fetch_pictures(store.previews(merge_id), pictures)
+    mirror.fetch_pictures(base, set().union(*seen.values()))
+    for single in singles:
+        mirror.fetch_pictures(single)
 
 
 @contextmanager
 def released(catalogue: Catalogue, settings: Settings, merge_id: str) -> Iterator[Release]:
     """A merge with its files ready for the Hub; they are gone afterwards."""
-    found, store = merged(catalogue, settings, merge_id), Store(settings.store)
+    found, store = merged(catalogue, settings, merge_id), Store(settings.store_folder)
     licence = combine(found.subject.licence, found.style.licence, allow_unknown=True)
     result = finished(store, merge_id)
     if result is None:
-        fact = f"The files of merge {merge_id[:12]} are not in {settings.store}, or damaged."
+        fact = f"The files of merge {merge_id[:12]} are not in {store.root}, or damaged."
         raise Problem("MERGE_DAMAGED", fact, "run the night again.")
-    folder = store.previews(merge_id)
+    folder, mirror = store.previews(merge_id), mirror_of(settings)
+    if mirror is not None:
+        mirror.fetch_pictures(folder)
     record = json.loads((folder / "previews.json").read_text(encoding="utf-8"))
     scores = scores_by_merge(catalogue, merge_id).get(merge_id, ())
     with tempfile.TemporaryDirectory(prefix="ziplora-release-") as name:
@@ -126,7 +149,9 @@ def released(catalogue: Catalogue, settings: Settings, merge_id: str) -> Iterato
             score_01=score_01(scores),
             scores=scores,
             pictures=tuple(
-                ReleasePicture(folder / one["file"], one["prompt"], one["seed"]) for one in record["pictures"]
+                ReleasePicture(folder / one["file"], one["prompt"], one["seed"])
+                for one in record["pictures"]
+                if (folder / one["file"]).is_file()
             ),
             weights=files["diffusers"],
             kohya=files["kohya"],

@@ -6,6 +6,7 @@ by *how* (device, limits, where things are kept: none of it does).
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 Role = Literal["subject", "style"]
-Method = Literal["direct", "ziplora"]
+Method = Literal["direct", "ziplora", "ziplora-lsq", "np-lora"]
 _MAX_CONFIG_BYTES = 1_000_000
 _SLOTS = {"subject", "style"}
 
@@ -129,11 +130,19 @@ class CalibrationSettings(_Strict):
     seed: int = 0
 
 
+class ShortList(_Strict):
+    """Further pictures of the best merges, drawn when all others of a night are done."""
+
+    merges: int = Field(ge=1, le=10_000, description="how many of the best")
+    seeds: tuple[int, ...] = Field(min_length=1, description="beyond those of every merge, with the same prompts")
+
+
 class PreviewSettings(_Strict):
     """Pictures of every pair; `{subject}` and `{style}` in a prompt stand for the adapters."""
 
     prompts: tuple[str, ...] = Field(default=("{subject} {style}",), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+    short_list: ShortList | None = None
     steps: int = Field(default=30, ge=1, le=1000)
     guidance: float = Field(default=5.0, ge=0)
     side: int = Field(default=1024, ge=8, multiple_of=8, description="height and width in pixels")
@@ -161,7 +170,7 @@ class Limits(_Strict):
 
     pairs: int = Field(default=10_000, ge=1)
     seconds: float = Field(default=12 * 3600, gt=0)
-    store_bytes: int = Field(default=500_000_000_000, gt=0, description="free space is checked too")
+    store_bytes: int = Field(default=500_000_000_000, gt=0, description="on this disk; free space is checked too")
     batch: int = Field(default=50, ge=1, le=1000, description="pairs merged by one warm worker")
 
 
@@ -196,10 +205,23 @@ class Settings(_Strict):
     publish: PublishSettings = PublishSettings()
     merge_unknown_licences: bool = Field(default=False, description="locally; they are never published")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    store: Path = Path("store")
+    store: str = Field(
+        default="store", description="a folder, or a URL such as s3://bucket/ziplora that several machines share"
+    )
+    store_cache: Path = Field(default=Path("store"), description="this machine's copies, when the store is at a URL")
     catalogue: str = "sqlite:///catalog.sqlite"
     snapshot: Path = Field(default=Path("catalog.duckdb"), description="the catalogue for readers, in DuckDB")
     gallery: Path = Path("gallery")
+
+    @property
+    def store_url(self) -> str | None:
+        """Where machines share their results, if they do."""
+        return self.store if "://" in self.store else None
+
+    @property
+    def store_folder(self) -> Path:
+        """Where results are on this disk."""
+        return self.store_cache if self.store_url else Path(self.store)
 
 
 def _messages(error: ValidationError) -> Iterator[tuple[str, str, str]]:
@@ -271,6 +293,9 @@ def parse_settings(text: str, beside: Path) -> Settings:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
         raise Problems(tuple(Problem(*message) for message in _messages(error))) from error
+    if re.match(r"[^/]+://[^/]*:[^/]*@", settings.store):
+        fact = "store holds a password, and settings are kept and shown."
+        raise Problems((Problem("STORE_PASSWORD", fact, "leave it out, and set what its package reads."),))
     return _placed(settings, beside)
 
 
@@ -301,7 +326,8 @@ def _placed(settings: Settings, beside: Path) -> Settings:
             "base_model": settings.base_model.model_copy(update={"id": model(settings.base_model.id)}),
             "scorers": ScorerSettings(**scorers),
             "sources": sources,
-            "store": beside / settings.store,
+            "store": settings.store_url or str(beside / settings.store),
+            "store_cache": beside / settings.store_cache,
             "gallery": beside / settings.gallery,
             "snapshot": beside / settings.snapshot,
             "catalogue": catalogue,

@@ -118,7 +118,8 @@ def print_plan(planned: "Plan", seconds: float | None) -> None:
         OUT.print(f"{len(planned.skipped)} left out", style="bold")
     for one in planned.skipped:
         print_reason("skipped     ", f"{one.reason.code}  {one.job.name}", one.reason)
-    OUT.print(f"{planned.finished} finished before, {planned.blocked} blocked, {planned.postponed} beyond the limit")
+    finished = len(planned.finished)
+    OUT.print(f"{finished} finished before, {planned.blocked} blocked, {planned.postponed} beyond the limit")
 
 
 def _duration(seconds: float) -> str:
@@ -134,9 +135,9 @@ def print_report(report: "Report") -> None:
     for what in ("failed", "refused", "skipped", "unpublished"):
         for code, count in getattr(report, what).items():
             OUT.print(f"{count:>4} {what:<11} {code}", highlight=False)
-    for what in ("blocked", "postponed", "published"):
+    for what in ("short_listed", "blocked", "postponed", "published"):
         if getattr(report, what):
-            OUT.print(f"{getattr(report, what):>4} {what}", highlight=False)
+            OUT.print(f"{getattr(report, what):>4} {what.replace('_', ' ')}", highlight=False)
     OUT.print(f"Gallery    {Path(report.gallery).as_uri()}", highlight=False, soft_wrap=True)
     OUT.print(f"Catalogue  {report.catalog}", highlight=False, soft_wrap=True)
     OUT.print(f"Snapshot   {report.snapshot}", highlight=False, soft_wrap=True)

@@ -45,7 +45,7 @@ class Worker:
 
     def __init__(self, settings: Settings, base: Base) -> None:
         self.settings, self.base = settings, base
-        self.store = Store(settings.store)
+        self.store = Store(settings.store_folder)
         self.drawing = Drawing(settings.previews.steps, settings.previews.guidance, settings.previews.side)
 
     @cached_property
@@ -105,19 +105,27 @@ class Worker:
         """The merge's pictures, and those of the base and of each adapter alone, which all pairs share."""
         previews = self.settings.previews
         request = PreviewRequest(job.prompts(previews.prompts), previews.seeds, self.drawing)
-        merged = preview_merge(job.recipe, request, job.subject.file, job.style.file, self.backbone, self.store)
+        merged = self.draw_merge(job, request)
         alone = Single(None, self.base.model, self.base.revision, self.drawing)
         return Pictures(
             merged,
-            preview_single(alone, request, None, self.backbone, self.store),
+            self.draw_single(alone, request, None),
             self._alone(job.subject, previews.seeds),
             self._alone(job.style, previews.seeds),
         )
 
+    def draw_merge(self, job: Job, request: PreviewRequest) -> PreviewResult:
+        """Pictures of a merge."""
+        return preview_merge(job.recipe, request, job.subject.file, job.style.file, self.backbone, self.store)
+
+    def draw_single(self, single: Single, request: PreviewRequest, adapter: Path | None) -> PreviewResult:
+        """Pictures of one adapter alone, or of the base alone."""
+        return preview_single(single, request, adapter, self.backbone, self.store)
+
     def _alone(self, adapter: Input, seeds: tuple[int, ...]) -> PreviewResult:
         single = Single(adapter.sha256, self.base.model, self.base.revision, self.drawing)
         request = PreviewRequest((adapter.prompt,), seeds, self.drawing)
-        return preview_single(single, request, adapter.file, self.backbone, self.store)
+        return self.draw_single(single, request, adapter.file)
 
     def _references(self, adapter: Input) -> References:
         """An adapter's own pictures; failing these, some that it draws of its prompt, with seeds of their own."""

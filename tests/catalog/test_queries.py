@@ -9,7 +9,22 @@ from sqlalchemy import Engine
 from catalog import facts, queries, record
 from catalog.snapshot import write_snapshot
 
-from .samples import DIVERGED, DOG, INK, NEON, NIGHT, SCORERS, TEAPOT, adapter, done, merge, minutes, score, start
+from .samples import (
+    DIVERGED,
+    DOG,
+    INK,
+    NEON,
+    NIGHT,
+    SCORERS,
+    TEAPOT,
+    adapter,
+    done,
+    merge,
+    minutes,
+    result,
+    score,
+    start,
+)
 
 
 @pytest.fixture
@@ -25,7 +40,7 @@ def ranked(catalogue: Engine) -> Engine:
     done(catalogue, merge(DOG, NEON, "nan"), clip_i=1.0, dino=None)
     done(catalogue, merge(DOG, NEON, "unscored"))
     torn = done(catalogue, merge(DOG, NEON, "one picture missing"), clip_i=1.0, dino=1.0)
-    record.record_scores(catalogue, [score(torn, "dino", None, seed=1)])
+    record.record_scores(catalogue, [score(torn, "dino", 1.0), score(torn, "dino", None, seed=1)])
     failed = merge(DOG, NEON, "failed")
     record.record_failed(catalogue, failed, DIVERGED, NIGHT, minutes(1))
     record.record_scores(catalogue, [score(failed, "clip-i", 1.0), score(failed, "dino", 1.0)])
@@ -71,9 +86,45 @@ def test_each_pair_has_one_best_method(ranked: Engine) -> None:
 def test_pictures_count_by_their_mean(ranked: Engine) -> None:
     merged = merge(TEAPOT, INK)
     done(ranked, merged, clip_i=0.4, dino=0.5)
-    record.record_scores(ranked, [score(merged, "clip-i", 0.6, seed=1)])
+    record.record_scores(ranked, [score(merged, "clip-i", 0.4), score(merged, "clip-i", 0.6, seed=1)])
     (best, *_) = queries.best_styles_for(ranked, TEAPOT, SCORERS)
     assert best.score_01 == pytest.approx(0.5)
+
+
+def test_all_merges_that_can_be_ranked_come_best_first(ranked: Engine) -> None:
+    every = _short(queries.best_merges(ranked, SCORERS))
+    assert [row[:3] for row in every] == [
+        ("dog", "ink", "ziplora"),
+        ("dog", "neon", "ziplora"),
+        ("teapot", "neon", "ziplora"),
+        ("dog", "neon", "direct"),
+        ("dog", "ink", "direct"),
+    ]
+    assert [row[3] for row in every] == sorted((row[3] for row in every), reverse=True)
+
+
+def test_a_picture_is_seen_once_any_scorer_has_seen_it(ranked: Engine) -> None:
+    more = merge(TEAPOT, INK)
+    done(ranked, more, clip_i=0.4, dino=0.5)
+    record.record_scores(ranked, [score(more, "dino", 0.5, seed=seed) for seed in (0, 7)])
+    seen = queries.pictures_seen(ranked, [more.merge_id, merge(DOG, NEON, "unscored").merge_id])
+    assert seen == {more.merge_id: {("a dog in neon style", 0), ("a dog in neon style", 7)}}
+    assert seen.items() <= queries.pictures_seen(ranked).items()
+
+
+def test_a_finished_merge_that_fails_again_and_again_is_left_until_somebody_asks(catalogue: Engine) -> None:
+    start(catalogue)
+    nights = (NIGHT, "2026-11-25", "2026-11-26")
+    for number, night in enumerate(nights):
+        record.record_failed(catalogue, merge(method="before"), DIVERGED, night, minutes(number))
+    record.record_done(catalogue, merge(method="before"), result("2026-11-27", at=minutes(9)))
+    record.record_done(catalogue, merge(method="after"), result())
+    for number, night in enumerate(nights):
+        assert queries.failing_finished_merge_ids(catalogue) == frozenset()
+        record.record_failed(catalogue, merge(method="after"), DIVERGED, night, minutes(number + 1))
+    assert queries.failing_finished_merge_ids(catalogue) == {merge(method="after").merge_id}
+    record.record_request(catalogue, DOG, NEON, minutes(9))
+    assert queries.failing_finished_merge_ids(catalogue) == frozenset()
 
 
 def test_the_snapshot_gives_the_same_answers(ranked: Engine, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from .samples import (
     INK,
     NEON,
     NIGHT,
+    SCORERS,
     adapter,
     merge,
     minutes,
@@ -175,8 +176,20 @@ def test_nan_is_stored_as_null_and_a_later_look_counts(catalogue: Engine) -> Non
     by_seed = {row.seed: row for row in rows(catalogue, schema.Score)}
     assert (by_seed[0].value, by_seed[0].position, by_seed[0].reason) == (None, None, "The value is nan.")
     assert (by_seed[2**40].position, by_seed[2**40].reason) == (0.5, None)
-    record.record_scores(catalogue, [good])
+    record.record_scores(catalogue, [good, replace(good, seed=2**40)])
     assert [row.position for row in rows(catalogue, schema.Score)] == [0.5, 0.5]
+
+
+def test_a_later_look_takes_the_place_of_all_that_the_same_scorer_saw(catalogue: Engine) -> None:
+    start(catalogue)
+    for merged in (merge(), merge(method="direct")):
+        record.record_done(catalogue, merged, result())
+        record.record_scores(catalogue, [score(merged, scorer, 0.5, seed) for scorer in SCORERS for seed in (0, 1)])
+    record.record_scores(catalogue, [replace(score(merge(), "dino", 0.5, seed), floor=12.0) for seed in (1, 2, 3)])
+    found = {(row.merge_id, row.scorer_id, row.seed): row.floor for row in rows(catalogue, schema.Score)}
+    looked_at = {key: floor for key, floor in found.items() if key[:2] == (merge().merge_id, "dino")}
+    assert {seed: floor for (*_, seed), floor in looked_at.items()} == {1: 12.0, 2: 12.0, 3: 12.0}
+    assert len(found) - len(looked_at) == 6
 
 
 def test_a_ceiling_at_the_floor_places_nothing() -> None:

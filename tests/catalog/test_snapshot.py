@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from catalog import facts, record, schema
+from catalog.errors import CatalogueError
 from catalog.snapshot import export_parquet, write_snapshot
 
 from .samples import DIVERGED, DOG, NEON, NIGHT, adapter, done, merge, minutes, rows, start
@@ -82,6 +83,22 @@ def test_parquet_holds_every_table(filled: Engine, tmp_path: Path) -> None:
         found = connection.execute("SELECT fact FROM read_parquet(?)", [str(tmp_path / "parquet/refusals.parquet")])
         (fact,) = found.fetchall()[0]
     assert fact == HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "?")
+
+
+def test_parquet_that_cannot_be_written_is_told_and_what_was_there_stays(filled: Engine, tmp_path: Path) -> None:
+    snapshot, folder = tmp_path / "catalog.duckdb", tmp_path / "parquet"
+    with pytest.raises(CatalogueError, match="SNAPSHOT_MISSING"):
+        export_parquet(snapshot, folder)
+    write_snapshot(filled, snapshot)
+    before = {path: path.read_bytes() for path in export_parquet(snapshot, folder)}
+    with duckdb.connect(snapshot) as connection:
+        connection.execute("DROP TABLE scores CASCADE")
+    with pytest.raises(CatalogueError, match=r"PARQUET.*scores"):
+        export_parquet(snapshot, folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(CatalogueError, match="NOT_WRITABLE"):
+        export_parquet(snapshot, tmp_path / "file")
 
 
 def test_an_old_reader_keeps_its_file_and_nothing_is_left_over(filled: Engine, tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_the_snapshot_answers_sql(night: tuple[Place, Report], ziplora: Ziplora)
     assert "1 rows" in ziplora("query", "SELECT count(*) FROM merges", *at).out
 
 
+def test_the_snapshot_goes_out_as_parquet(night: tuple[Place, Report], ziplora: Ziplora, tmp_path: Path) -> None:
+    to = ("--parquet", tmp_path / "tables", "--snapshot", night[0].folder / "catalog.duckdb")
+    files = ziplora("query", *to, "--json").document
+    assert {Path(one["file"]).stem for one in files} >= {"adapters", "merges", "scores"}
+    assert {one["file"]: one["size_bytes"] for one in files} == {
+        str(path): path.stat().st_size for path in (tmp_path / "tables").iterdir()
+    }
+    assert f"{len(files)} files" in ziplora("query", *to).out
+
+
 def test_the_doctor_names_versions(ziplora: Ziplora) -> None:
     assert {one["what"] for one in ziplora("doctor", "--json").document} > _VERSIONS
     assert ziplora("doctor").code == 0
@@ -142,6 +152,10 @@ def test_two_folders_are_merged_without_catalogue_or_prefect(world: Path, ziplor
         (["query", "SELECT 1", "--snapshot", "nowhere.duckdb"], "SNAPSHOT_MISSING", 2),
         (["query", "SELEC 1", "SNAPSHOT"], "SQL", 2),
         (["query", "SELECT * FROM nothing", "SNAPSHOT"], "SQL", 2),
+        (["query", "SNAPSHOT"], "USAGE", 2),
+        (["query", "SELECT 1", "--parquet", "tables", "SNAPSHOT"], "USAGE", 2),
+        (["query", "--parquet", "tables", "--snapshot", "nowhere.duckdb"], "SNAPSHOT_MISSING", 2),
+        (["query", "--parquet", "/dev/null/tables", "SNAPSHOT"], "NOT_WRITABLE", 2),
         (["merge", "nowhere", "nowhere", "-o", "x.safetensors"], "FILE_MISSING", 2),
         (["merge", "nowhere"], "USAGE", 2),
         (["pick", "--limt", "3"], "USAGE", 2),

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from catalog.queries import finished_merge_ids
+from catalog.queries import finished_merge_ids, pictures_seen
 from catalog.schema import open_catalogue
 
-from .world import SETTINGS, Place, settle
+from .world import DIRECT, MORE_PICTURES, Place, settle
 
 _ROOT = Path(__file__).parents[2]
 _PREFECT = Path(sys.executable).with_name("prefect")
@@ -137,7 +137,7 @@ def run_night(server: Server, seconds: float) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_deployed_night_is_done_by_workers(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "night"
-    there: Place = settle(folder, world, methods=[SETTINGS["methods"][1]], limits={"batch": 2})
+    there: Place = settle(folder, world, methods=DIRECT, limits={"batch": 2}, previews=MORE_PICTURES)
     with deployed(folder) as server:
         nightly = server.ask("deployments/name/nightly/nightly")
         (schedule,) = nightly["schedules"]
@@ -145,10 +145,13 @@ def test_a_deployed_night_is_done_by_workers(world: Path, tmp_path: Path) -> Non
         assert nightly["global_concurrency_limit"]["limit"] == 1
         started = time.monotonic()
         night = run_night(server, 400)
-        print(f"\na deployed night of 4 merges in 2 batches: {time.monotonic() - started:.0f} s")  # noqa: T201
+        print(f"\na deployed night of 4 merges in 2 batches, and a short list: {time.monotonic() - started:.0f} s")  # noqa: T201
         assert night["state_type"] == "COMPLETED", night["state"]
-        assert len(finished_merge_ids(open_catalogue(there.catalogue))) == 4
+        catalogue = open_catalogue(there.catalogue)
+        assert len(finished_merge_ids(catalogue)) == 4
+        assert sorted(map(len, pictures_seen(catalogue).values()))[::3] == [1, 3]
         tasks = {one["name"] for one in server.ask("task_runs/filter", {})}
-        assert {"batch 1", "batch 2", "robot × neon · direct: merge", "fish × bricks · direct: record"} <= tasks
+        assert {"batch 1", "batch 2", "batch 3"} <= tasks
+        assert {"robot × neon · direct: merge", "fish × bricks · direct: record"} <= tasks
         artifacts = {one["key"] for one in server.ask("artifacts/filter", {})}
         assert {"night", "gallery", "batch-1-merges", "batch-1-pictures", "batch-2"} <= artifacts

@@ -1,11 +1,14 @@
 """A night whose adapters come from a Hub and whose results go back to it, over the protocol of the real one."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from catalog.queries import finished_merge_ids
+from catalog.schema import open_catalogue
 from flows.nightly import Report, nightly
 from tests.catalog.hub_contents import TOKEN, HubServer
 from tests.catalog.hub_server import serving
@@ -119,3 +122,17 @@ def test_publishing_without_a_token_is_found_before_the_night(
     there = place(publish={"enabled": True, "namespace": "me"})
     said = ziplora("run", there.config)
     assert (said.code, said.err.split()[0]) == (3, "AUTH")
+
+
+def test_adapters_of_the_hub_are_in_a_shared_store_for_machines_without_them(
+    place: Settle, server: HubServer, ziplora: Ziplora, tmp_path: Path
+) -> None:
+    there = _from_the_hub(place, store=f"file://{tmp_path}/shared")
+    assert nightly(str(there.config)).merged == 1
+    shutil.rmtree(there.folder / "store")
+    at = ("--catalogue", there.catalogue)
+    (merge_id,) = finished_merge_ids(open_catalogue(there.catalogue))
+    asked = len(server.requests)
+    said = ziplora("export", merge_id, "-o", tmp_path / "merged.safetensors", *at)
+    assert said.code == 0, said.err
+    assert len(server.requests) == asked

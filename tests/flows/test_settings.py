@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.settings import FolderSource, Problems, RepositorySource, SearchSource, load_settings, parse_settings
+from flows.settings import (
+    FolderSource,
+    Problems,
+    RepositorySource,
+    SearchSource,
+    Settings,
+    load_settings,
+    parse_settings,
+)
 
 _LEAST = """
 base_model: {id: owner/base, revision: abc}
@@ -37,7 +45,16 @@ def test_paths_are_taken_from_the_folder_of_the_file_and_hub_ids_are_left_alone(
     assert settings.scorers.text == str(tmp_path / "clip")
     assert settings.scorers.subject == "owner/dino"
     assert settings.catalogue == f"sqlite:///{tmp_path}/catalog.sqlite"
-    assert settings.store == tmp_path / "store"
+    assert settings.store_folder == tmp_path / "store"
+    assert settings.store_url is None
+
+
+def test_a_store_at_a_url_has_its_copies_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "night.yaml").write_text(_LEAST + "store: s3://bucket/ziplora\nstore_cache: copies\n")
+    settings = load_settings(tmp_path / "night.yaml")
+    assert settings.store_url == "s3://bucket/ziplora"
+    assert settings.store_folder == tmp_path / "copies"
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 
 
 def test_a_source_is_a_folder_a_repository_or_a_search() -> None:
@@ -75,6 +92,9 @@ def test_an_unknown_key_deep_inside_is_looked_up_where_it_stands() -> None:
         (_LEAST + "limits: {pairs: 0}", "CONFIG_VALUE", "limits.pairs"),
         (_LEAST + "pairs: {include: [cat]}", "CONFIG_VALUE", "'cat' is no pattern of pairs"),
         (_LEAST + "previews: {prompts: ['{subjct} there']}", "CONFIG_VALUE", "slot other than"),
+        (_LEAST + "previews: {short_list: {merges: 3}}", "CONFIG_MISSING_KEY", "previews.short_list.seeds"),
+        (_LEAST + "previews: {short_list: {merges: 3, seed: [1]}}", "CONFIG_UNKNOWN_KEY", "did you mean 'seeds'?"),
+        (_LEAST + "store: ftp://me:secret@there/store", "STORE_PASSWORD", "store holds a password"),
         (_LEAST + "publish: {enabled: true}", "CONFIG_VALUE", "needs a namespace"),
         (_LEAST + "methods: [{method: average}]", "CONFIG_VALUE", "methods.0.method"),
         (_LEAST.replace("folder: adapters", "folder: a, search: {}"), "CONFIG_VALUE", "exactly one of"),
@@ -83,6 +103,7 @@ def test_an_unknown_key_deep_inside_is_looked_up_where_it_stands() -> None:
 def test_what_is_wrong_is_said_in_a_sentence(change: str, code: str, said: str) -> None:
     problems = _problems(change)
     assert any(problem.startswith(code) and said in problem for problem in problems), problems
+    assert not any("secret" in problem for problem in problems)
 
 
 def test_all_problems_come_at_once() -> None:

@@ -124,5 +124,9 @@ ONE_PAIR: Mapping[str, Any] = {
     "methods": [SETTINGS["methods"][0]],
 }
 """Changes that leave a single merge."""
+DIRECT = [SETTINGS["methods"][1]]
+"""The method that takes no time."""
+MORE_PICTURES: Mapping[str, Any] = {**SETTINGS["previews"], "short_list": {"merges": 1, "seeds": [7, 8]}}
+"""Previews with a short list of one: all merges have seed 0."""
 UNMOVED: Mapping[str, Any] = {"method": "ziplora", "parameters": {"steps": 1, "learning_rate": 5e-5}}
 """A method that always fails: no coefficient moves."""

@@ -1,0 +1,53 @@
+"""More pictures for the best merges: which these are, and whether they have them."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from catalog.queries import best_merges, failing_finished_merge_ids, pictures_seen, ranking_scorers
+from catalog.schema import Catalogue
+from flows.plan import Job
+from flows.settings import Settings
+
+
+def with_further_seeds(settings: Settings) -> Settings:
+    """The same night, with the seeds of the short list too for every merge."""
+    previews = settings.previews
+    further = previews.short_list.seeds if previews.short_list else ()
+    return settings.model_copy(update={"previews": previews.model_copy(update={"seeds": (*previews.seeds, *further)})})
+
+
+def rounds(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Those of the best merges that lack further pictures, again after each round until there are no others.
+
+    A merge that few pictures put among the best may be there by luck: it falls back once it was seen in more, and
+    another one comes forward. In the end the best are the best of those that were seen in all pictures.
+    """
+    chosen = settings.previews.short_list
+    more = with_further_seeds(settings)
+    tried: set[str] = set()
+    while chosen is not None:
+        lacking = lacking_pictures(more, catalogue, _best(catalogue, jobs)[: chosen.merges])
+        new = [job for job in lacking if job.recipe.merge_id not in tried]
+        if not new:
+            return
+        tried.update(job.recipe.merge_id for job in new)
+        yield new
+
+
+def _best(catalogue: Catalogue, jobs: Sequence[Job]) -> list[Job]:
+    """The merges that `pick` ranks, the best first; without those whose further pictures fail again and again."""
+    failing = failing_finished_merge_ids(catalogue)
+    wanted = {job.recipe.merge_id: job for job in jobs if job.recipe.merge_id not in failing}
+    ranked = best_merges(catalogue, ranking_scorers(catalogue))
+    return [wanted[one.merge_id] for one in ranked if one.merge_id in wanted]
+
+
+def lacking_pictures(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> list[Job]:
+    """Those of these merges that no scorer has seen in all pictures of the settings."""
+    previews = settings.previews
+    seen = pictures_seen(catalogue, [job.recipe.merge_id for job in jobs])
+    return [
+        job
+        for job in jobs
+        if not seen.get(job.recipe.merge_id, set()).issuperset(product(job.prompts(previews.prompts), previews.seeds))
+    ]
