@@ -92,14 +92,15 @@ def test_a_file_that_changes_is_replaced(machines: Sequence[Machine]) -> None:
     assert (there / "scores.json").read_text() == "six pictures"
 
 
+@pytest.mark.parametrize("name", ["coefficients", "result.json"])
 def test_what_was_sent_in_part_is_no_result_until_it_is_sent_again(
-    machines: Sequence[Machine], monkeypatch: pytest.MonkeyPatch
+    name: str, machines: Sequence[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (one, here), (other, there) = machines
     result = _result(here)
     with monkeypatch.context() as patched:
         for kind in (LocalFileSystem, MemoryFileSystem):
-            patched.setattr(kind, "put_file", _failing_at("result.json", kind.put_file))
+            patched.setattr(kind, "put_file", _failing_at(name, kind.put_file))
         with pytest.raises(CatalogueError, match="STORE_UNREACHABLE"):
             one.send(*result)
     other.fetch(*_result(there, ""))
@@ -134,11 +135,11 @@ def test_a_file_that_is_cut_off_has_no_name_yet(tmp_path: Path, monkeypatch: pyt
 
 def test_pictures_of_two_machines_come_together(machines: Sequence[Machine]) -> None:
     (one, here), (other, there) = machines
-    drawn = _draw(here, 0, 1)
-    one.send_pictures(drawn)
+    one.send_pictures(_draw(here, 0, 1))
     other.send_pictures(_draw(there, 2))
-    one.fetch_pictures(drawn)
-    assert _shown(drawn) == {seed: f"20 steps {seed}" for seed in (0, 1, 2)}
+    for machine, folder in machines:
+        machine.fetch_pictures(folder / "singles" / "base")
+        assert _shown(folder / "singles" / "base") == {seed: f"20 steps {seed}" for seed in (0, 1, 2)}
 
 
 def test_only_the_wanted_pictures_come_and_none_of_the_others_is_forgotten(machines: Sequence[Machine]) -> None:
@@ -149,6 +150,21 @@ def test_only_the_wanted_pictures_come_and_none_of_the_others_is_forgotten(machi
     assert _shown(pictures) == {1: "20 steps 1"}
     other.send_pictures(_draw(there, 1, 2))
     one.fetch_pictures(here / "singles" / "base", [("a cat", 2)])
+    assert _shown(here / "singles" / "base").keys() == {0, 1, 2}
+
+
+def test_an_entry_that_the_record_lost_comes_back(machines: Sequence[Machine]) -> None:
+    (one, here), (other, there) = machines
+    one.send_pictures(_draw(here, 0, 1))
+    pictures = there / "singles" / "base"
+    other.fetch_pictures(pictures, [("a cat", 1)])
+    one.replace(_draw(here, 1) / "previews.json")
+    record = json.loads((pictures / "previews.json").read_text())
+    (pictures / "new.png").write_text("new")
+    record["pictures"].append({"file": "new.png", "prompt": "a cat", "seed": 2})
+    (pictures / "previews.json").write_text(json.dumps(record))
+    other.send_pictures(pictures)
+    one.fetch_pictures(here / "singles" / "base")
     assert _shown(here / "singles" / "base").keys() == {0, 1, 2}
 
 
