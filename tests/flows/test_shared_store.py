@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from catalog.queries import finished_merge_ids
 from catalog.schema import open_catalogue
 from flows.nightly import nightly
+from ziplora.backbone import Sdxl
 
 from .conftest import Settle, Ziplora
 from .world import DIRECT, MORE_PICTURES, ONE_PAIR, Place, settle
@@ -54,10 +55,19 @@ def test_what_each_of_two_machines_has_made_is_there_for_both(
     def half(style: str) -> dict[str, list[str]]:
         return {"include": [f"robot x {style}"]}
 
-    changes: dict[str, Any] = {"methods": DIRECT, "store": f"memory://{tmp_path}/shared"}
+    calibrated: list[int] = []
+    encode = Sdxl.encode
+
+    def counted(backbone: Sdxl, pictures: Any) -> Any:
+        calibrated.append(len(pictures))
+        return encode(backbone, pictures)
+
+    monkeypatch.setattr(Sdxl, "encode", counted)
+    changes: dict[str, Any] = {"methods": ONE_PAIR["methods"], "store": f"memory://{tmp_path}/shared"}
     one = settle(tmp_path / "one", world, pairs=half("neon"), **changes)
     other = settle(tmp_path / "other", world, pairs=half("bricks"), **changes)
     assert [nightly(str(there.config)).merged for there in (one, other)] == [1, 1]
+    assert len(calibrated) == 3
     _forbid(monkeypatch, _MERGING, _DRAWING, _SCORING)
     for there in (one, other):
         report = nightly(str(there.set(pairs=half("*"), **changes).config))
