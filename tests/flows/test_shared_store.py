@@ -85,9 +85,9 @@ def test_pages_exports_and_publications_are_made_where_nothing_was_merged(
     (merge_id,) = finished_merge_ids(open_catalogue(there.catalogue))
 
     def made(name: str) -> tuple[dict[str, bytes], bytes, Any]:
-        assert ziplora("gallery", *at).code == 0
-        assert ziplora("export", merge_id, "-o", tmp_path / name, *at).code == 0
         published = ziplora("publish", merge_id, "--namespace", "me", *at, "--json")
+        assert ziplora("export", merge_id, "-o", tmp_path / name, *at).code == 0
+        assert ziplora("gallery", *at).code == 0
         return _files(there.folder / "gallery" / "pictures"), (tmp_path / name).read_bytes(), published.document
 
     before = made("before.safetensors")
