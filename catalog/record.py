@@ -1,5 +1,6 @@
 """The only writer of a catalogue: one function per fact, each one transaction, each safe to call twice."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
@@ -208,9 +209,12 @@ def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
             ("value", "floor", "ceiling", "position", "reason", "scored_at"),
         )
         table = schema.Score
-        for merge_id, scorer_id in sorted({(score.merge_id, score.scorer_id) for score in scores}):
+        seen: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for score in scores:
+            seen[score.merge_id, score.scorer_id].append(score.score_id)
+        for (merge_id, scorer_id), score_ids in sorted(seen.items()):
             earlier = delete(table).where(table.merge_id == merge_id, table.scorer_id == scorer_id)
-            connection.execute(earlier.where(table.score_id.not_in(rows)))
+            connection.execute(earlier.where(table.score_id.not_in(score_ids)))
 
 
 def record_request(engine: Engine, subject: str, style: str, requested_at: datetime) -> None:

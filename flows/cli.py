@@ -288,10 +288,12 @@ def gallery(catalogue: CatalogueUrl = _HERE, as_json: AsJson = False) -> None:
     """Write the pages again: every subject in every style, with previews and scores."""
     from catalog.schema import open_catalogue
     from flows import show
+    from flows.plan import base_of
     from flows.results import settings_of, write_pages
 
     opened = open_catalogue(catalogue)
-    page = write_pages(opened, settings_of(opened))
+    settings = settings_of(opened)
+    page = write_pages(opened, settings, base_of(settings))
     if as_json:
         show.print_json({"gallery": page})
     else:

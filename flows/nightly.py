@@ -86,16 +86,16 @@ def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> lis
 
 
 @task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
-def plan_night(settings: Settings, catalogue: Catalogue, found: Sequence[Found]) -> Plan:
+def plan_night(settings: Settings, base: Base, catalogue: Catalogue, found: Sequence[Found]) -> Plan:
     """Which merges are to do; all of them are written down, and so is what is left out."""
-    planned = plan_now(settings, catalogue, found)
+    planned = plan_now(settings, base, catalogue, found)
     record.record_plan(catalogue, [merge_of(job) for job in planned.jobs])
     for skipped in planned.skipped:
         record.record_skipped(catalogue, merge_of(skipped.job), skipped.reason)
     return planned
 
 
-def plan_now(settings: Settings, catalogue: Catalogue | None, found: Sequence[Found]) -> Plan:
+def plan_now(settings: Settings, base: Base, catalogue: Catalogue | None, found: Sequence[Found]) -> Plan:
     """The plan of a night that would start now; without a catalogue nothing is done yet."""
     adapters = [
         input_of(
@@ -104,10 +104,10 @@ def plan_now(settings: Settings, catalogue: Catalogue | None, found: Sequence[Fo
         for one in usable(found)
     ]
     if catalogue is None:
-        return plan(settings, base_of(settings), adapters, (), (), ())
+        return plan(settings, base, adapters, (), (), ())
     requested = [(request.subject, request.style) for request in open_requests(catalogue)]
     finished, blocked = finished_merge_ids(catalogue), blocked_merge_ids(catalogue)
-    return plan(settings, base_of(settings), adapters, finished, blocked, requested)
+    return plan(settings, base, adapters, finished, blocked, requested)
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[tuple[Job, ...]]:
@@ -144,10 +144,10 @@ def publish_night(settings: Settings, catalogue: Catalogue) -> tuple[list[Publis
 
 
 @task(task_run_name="gallery and snapshot", cache_policy=NO_CACHE, persist_result=False)
-def show_results(settings: Settings, catalogue: Catalogue) -> None:
+def show_results(settings: Settings, base: Base, catalogue: Catalogue) -> None:
     """Write what people look at and ask."""
     write_snapshot(catalogue, settings.snapshot)
-    write_pages(catalogue, settings)
+    write_pages(catalogue, settings, base)
 
 
 @flow(name="nightly", flow_run_name="night of {config}", log_prints=False)
@@ -160,18 +160,19 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     record.record_night_started(catalogue, night_id, settings.model_dump(mode="json"), began)
     found = scan_sources(settings, catalogue, night_id)
     misunderstood = ask_for(catalogue, requests)
-    planned = plan_night(settings, catalogue, found)
+    base = base_of(settings)
+    planned = plan_night(settings, base, catalogue, found)
     until = began + timedelta(seconds=settings.limits.seconds)
     merge_all: MergeAll = partial(
-        _merge_all, base=base_of(settings), night_id=night_id, numbers=count(1), workers=workers, until=until
+        _merge_all, base=base, night_id=night_id, numbers=count(1), workers=workers, until=until
     )
     lost = merge_all(settings, planned.jobs)
     wanted = (*planned.finished, *planned.jobs)
     short_listed, more_lost = _draw_short_list(settings, catalogue, wanted, merge_all)
     lost += more_lost
-    _close_requests(settings, catalogue, found)
+    _close_requests(settings, base, catalogue, found)
     published, unpublished = publish_night(settings, catalogue) if settings.publish.enabled else ([], [])
-    show_results(settings, catalogue)
+    show_results(settings, base, catalogue)
     summary = night_summary(catalogue, night_id)
     report = Report(
         night_id=night_id,
@@ -258,10 +259,10 @@ def _left(catalogue: Catalogue, night_id: str, jobs: Sequence[Job]) -> list[Job]
     return [job for job in jobs if job.recipe.merge_id not in settled]
 
 
-def _close_requests(settings: Settings, catalogue: Catalogue, found: Sequence[Found]) -> None:
+def _close_requests(settings: Settings, base: Base, catalogue: Catalogue, found: Sequence[Found]) -> None:
     """A request is answered once every merge of its pair is done; the others wait for the next night."""
     if open_requests(catalogue):
-        for subject, style in plan_now(settings, catalogue, found).answered:
+        for subject, style in plan_now(settings, base, catalogue, found).answered:
             record.record_request_closed(catalogue, subject, style, datetime.now(UTC))
 
 

@@ -10,7 +10,7 @@ from catalog.facts import Reason, Role
 from catalog.licence import combine
 from catalog.names import short
 from flows.settings import Settings
-from ziplora.methods import METHODS, complete_parameters
+from ziplora.methods import recipe_for
 from ziplora.recipe import Calibration, Recipe, References, folder_revision
 
 
@@ -213,20 +213,7 @@ def _recipes(
     for adapter in (subject, style):
         if adapter.sha256 not in calibrations:
             calibrations[adapter.sha256] = _calibration(settings, base, adapter)
-    recipes = []
-    for chosen in settings.methods:
-        calibrated = METHODS[chosen.method].calibrated
-        parameters: Mapping[str, float | int | bool | str] = complete_parameters(chosen.method, chosen.parameters)
-        recipes.append(
-            Recipe(
-                subject_sha256=subject.sha256,
-                style_sha256=style.sha256,
-                base_model=base.model,
-                base_revision=base.revision,
-                method=chosen.method,
-                parameters=parameters,
-                subject_calibration=calibrations[subject.sha256] if calibrated else None,
-                style_calibration=calibrations[style.sha256] if calibrated else None,
-            )
-        )
-    return recipes
+    return [
+        recipe_for(chosen.method, chosen.parameters, calibrations[subject.sha256], calibrations[style.sha256])
+        for chosen in settings.methods
+    ]

@@ -26,7 +26,7 @@ from catalog.queries import (
 from catalog.release import Parent, Release, ReleasePicture
 from catalog.schema import Catalogue
 from catalog.story import score_01, scores_by_merge
-from flows.plan import Input, base_of, input_of
+from flows.plan import Base, Input, input_of
 from flows.settings import Problem, Settings
 from flows.shared_store import adapter_files, merge_files, mirror_of
 from ziplora.export import materialise
@@ -90,9 +90,9 @@ def export_merge(catalogue: Catalogue, merge_id: str, out: Path, export: Export)
     return materialise(found.recipe, found.subject.file, found.style.file, Store(settings.store_folder), out, export)
 
 
-def write_pages(catalogue: Catalogue, settings: Settings) -> Path:
+def write_pages(catalogue: Catalogue, settings: Settings, base: Base) -> Path:
     """Write the gallery; gives back its first page."""
-    base, store, previews = base_of(settings), Store(settings.store_folder), settings.previews
+    store, previews = Store(settings.store_folder), settings.previews
     drawing = Drawing(previews.steps, previews.guidance, previews.side)
 
     def alone(sha256: str | None) -> Path:

@@ -13,7 +13,7 @@ from .backbone import Sdxl
 from .failure import Failure
 from .keys import Module, diffusers_key, kohya_key
 from .merge import merge, merged_of
-from .methods import complete_parameters, method_named
+from .methods import recipe_for
 from .methods.solution import Progress, unheard
 from .recipe import Calibration, Export, MergeResult, Parameter, Recipe, References, sha256_of
 from .store import Store, write_tensors
@@ -132,22 +132,16 @@ def merge_files(
 ) -> tuple[Recipe, MergeResult]:
     """Two adapter files in, one out; calibrations and coefficients stay in the store, perhaps a temporary one."""
 
-    def calibration(path: Path, prompt: str, references: References | None) -> Calibration | None:
-        if not method_named(method).calibrated:
-            return None
+    def calibration(path: Path, prompt: str, references: References | None) -> Calibration:
         digest = references.sha256 if references else None
         return Calibration(sha256_of(path), base_model, base_revision, prompt, digest, samples, seed, side)
 
-    recipe = Recipe(
-        subject_sha256=sha256_of(subject),
-        style_sha256=sha256_of(style),
-        base_model=base_model,
-        base_revision=base_revision,
-        method=method,
-        parameters=complete_parameters(method, parameters or {}),
-        subject_calibration=calibration(subject, subject_prompt, subject_references),
-        style_calibration=calibration(style, style_prompt, style_references),
-        seed=seed,
+    recipe = recipe_for(
+        method,
+        parameters or {},
+        calibration(subject, subject_prompt, subject_references),
+        calibration(style, style_prompt, style_references),
+        seed,
     )
     references = (subject_references, style_references)
     result = merge(recipe, subject, style, backbone, store, *references, progress, allow_outliers)

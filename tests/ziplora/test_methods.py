@@ -151,12 +151,14 @@ def test_a_loss_that_is_no_number_is_a_failed_merge(problem: Problem) -> None:
     assert caught.value.code == "MERGE_DIVERGED"
 
 
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"direct"}))
 def test_adapters_without_a_common_layer_are_a_failed_merge(
-    backbone: Sdxl, subject: Lora, make_lora: MakeLora, store: Store
+    name: str, backbone: Sdxl, subject: Lora, make_lora: MakeLora, store: Store
 ) -> None:
     apart = make_lora("apart", ends=FEED_FORWARD, seed=21)
+    method = METHODS[name]
     with pytest.raises(Failure, match="no attention layer in common") as caught:
-        solve(problem_of(backbone, store, subject, apart), Parameters())
+        method.solve(problem_of(backbone, store, subject, apart), method.parameters())
     assert caught.value.code == "NO_SHARED_LAYERS"
 
 

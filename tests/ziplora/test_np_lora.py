@@ -18,7 +18,7 @@ from ziplora.pair import DIRECT, Coefficients, Pair, merged_layers
 from ziplora.recipe import Export, Recipe
 from ziplora.store import Store
 
-from .conftest import FEED_FORWARD, Lora, MakeLora, recipe_of
+from .conftest import Lora, recipe_of
 from .oracle import dense
 from .test_pair import CONV, FF, TO_OUT, TO_Q, deltas, layer
 
@@ -136,15 +136,6 @@ def test_the_same_bytes_each_time_however_many_threads(
         hashes.add(materialise(recipe, subject.path, style.path, store, tmp_path / "merged.safetensors"))
     torch.set_num_threads(threads)
     assert len(hashes) == 1
-
-
-def test_adapters_without_a_common_layer_are_a_failed_merge(
-    backbone: Sdxl, subject: Lora, make_lora: MakeLora, store: Store
-) -> None:
-    apart = make_lora("apart", ends=FEED_FORWARD, seed=21)
-    with pytest.raises(Failure, match="no attention layer in common") as caught:
-        merge(recipe_of(subject, apart, "np-lora"), subject.path, apart.path, backbone, store)
-    assert caught.value.code == "NO_SHARED_LAYERS"
 
 
 def test_without_a_mu_there_is_no_projection() -> None:

@@ -178,15 +178,6 @@ def test_a_ridge_below_rounding_is_a_failed_merge(backbone: Sdxl, subject: Lora,
     assert caught.value.next_step == "raise the ridge; 0.01 is the default."
 
 
-def test_adapters_without_a_common_layer_are_a_failed_merge(
-    backbone: Sdxl, subject: Lora, make_lora: MakeLora, store: Store
-) -> None:
-    apart = make_lora("apart", ends=FEED_FORWARD, seed=21)
-    with pytest.raises(Failure, match="no attention layer in common") as caught:
-        solve(problem_of(backbone, store, subject, apart), Parameters())
-    assert caught.value.code == "NO_SHARED_LAYERS"
-
-
 @pytest.mark.parametrize(
     ("given", "fact"),
     [

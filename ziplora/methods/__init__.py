@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ziplora.failure import Failure
-from ziplora.recipe import Parameter
+from ziplora.recipe import Calibration, Parameter, Recipe
 
 from . import direct, np_lora, ziplora, ziplora_lsq
 from .solution import Problem, Solution
@@ -42,6 +42,24 @@ def method_named(name: str) -> Method:
 def complete_parameters(name: str, given: Mapping[str, Parameter]) -> dict[str, Parameter]:
     """All parameters of a method, checked, defaults filled in: what a recipe holds."""
     return asdict(read_parameters(name, given))
+
+
+def recipe_for(
+    method: str, given: Mapping[str, Parameter], subject: Calibration, style: Calibration, seed: int = 0
+) -> Recipe:
+    """A method's recipe for two adapters, each named by its calibration; a method that needs none leaves them out."""
+    calibrated = method_named(method).calibrated
+    return Recipe(
+        subject_sha256=subject.adapter_sha256,
+        style_sha256=style.adapter_sha256,
+        base_model=subject.base_model,
+        base_revision=subject.base_revision,
+        method=method,
+        parameters=complete_parameters(method, given),
+        subject_calibration=subject if calibrated else None,
+        style_calibration=style if calibrated else None,
+        seed=seed,
+    )
 
 
 def read_parameters(name: str, given: Mapping[str, Parameter]) -> Any:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ziplora.methods import METHODS
 from ziplora.tinyworld import evaluate
-from ziplora.tinyworld.evaluate import Outcome, Placed, Trial, interval, summary
+from ziplora.tinyworld.evaluate import interval, summary
+from ziplora.tinyworld.trials import Outcome, Placed, Trial
 
 
 def _outcome(subject: float, style: float) -> Outcome:
