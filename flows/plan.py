@@ -11,7 +11,7 @@ from catalog.licence import combine
 from catalog.names import short
 from flows.settings import Settings
 from ziplora.methods import recipe_for
-from ziplora.recipe import Calibration, Recipe, References, folder_revision
+from ziplora.recipe import Calibration, JointCalibration, Recipe, References, folder_revision
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class Job:
 
     def prompts(self, templates: Sequence[str]) -> tuple[str, ...]:
         """The settings' prompts with this pair in them."""
-        return tuple(
-            template.format(subject=self.subject.slot, style=self.style.slot).strip() for template in templates
-        )
+        return joint_prompts(templates, self.subject.slot, self.style.slot)
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,11 @@ def slot_of(role: Role, prompt: str) -> str:
     return f"in {after}" if role == "style" and separator and before else prompt
 
 
+def joint_prompts(templates: Sequence[str], subject: str, style: str) -> tuple[str, ...]:
+    """Templates with what stands for subject and style in them."""
+    return tuple(template.format(subject=subject, style=style).strip() for template in templates)
+
+
 def is_wanted(settings: Settings, subject: str, style: str) -> bool:
     """Whether the settings' patterns ask for a pair of repositories, by full name or by its last part."""
 
@@ -162,6 +165,16 @@ def _calibration(settings: Settings, base: Base, adapter: Input) -> Calibration:
         samples=settings.calibration.samples,
         seed=settings.calibration.seed,
         side=settings.previews.side,
+        guidance=settings.calibration.guidance,
+    )
+
+
+def _joint(settings: Settings, subject: Input, style: Input) -> JointCalibration:
+    return JointCalibration(
+        prompts=joint_prompts(settings.calibration.joint_prompts, subject.slot, style.slot),
+        seed=settings.calibration.seed,
+        side=settings.previews.side,
+        guidance=settings.calibration.guidance,
     )
 
 
@@ -214,6 +227,12 @@ def _recipes(
         if adapter.sha256 not in calibrations:
             calibrations[adapter.sha256] = _calibration(settings, base, adapter)
     return [
-        recipe_for(chosen.method, chosen.parameters, calibrations[subject.sha256], calibrations[style.sha256])
+        recipe_for(
+            chosen.method,
+            chosen.parameters,
+            calibrations[subject.sha256],
+            calibrations[style.sha256],
+            _joint(settings, subject, style),
+        )
         for chosen in settings.methods
     ]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 Role = Literal["subject", "style"]
-Method = Literal["direct", "ziplora", "ziplora-lsq", "np-lora"]
+Method = Literal["direct", "ziplora", "ziplora-joint", "ziplora-lsq", "np-lora"]
 _MAX_CONFIG_BYTES = 1_000_000
 _SLOTS = {"subject", "style"}
 
@@ -123,11 +123,34 @@ class MethodSettings(_Strict):
     parameters: Mapping[str, float | int | bool | str] = Field(default_factory=dict)
 
 
+def _with_known_slots(prompt: str) -> str:
+    try:
+        prompt.format(**dict.fromkeys(_SLOTS, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"prompt {prompt!r} has a slot other than {{subject}} and {{style}}") from error
+    return prompt
+
+
+Template = Annotated[str, AfterValidator(_with_known_slots)]
+"""A prompt in which `{subject}` and `{style}` stand for the adapters."""
+
+
 class CalibrationSettings(_Strict):
-    """What the methods that learn are shown of each adapter."""
+    """What the methods that learn are shown of each adapter, and of both together."""
 
     samples: int = Field(default=16, ge=1, le=1024)
     seed: int = 0
+    guidance: float = Field(default=5.0, ge=0, description="of the pictures that are drawn for lack of others")
+    joint_prompts: tuple[Template, ...] = Field(
+        default=(
+            "{subject} {style}",
+            "{subject} on a table {style}",
+            "{subject} in a forest {style}",
+            "{subject} on a street {style}",
+        ),
+        min_length=1,
+        description="several surroundings, for the methods that learn from both adapters together",
+    )
 
 
 class ShortList(_Strict):
@@ -138,23 +161,14 @@ class ShortList(_Strict):
 
 
 class PreviewSettings(_Strict):
-    """Pictures of every pair; `{subject}` and `{style}` in a prompt stand for the adapters."""
+    """Pictures of every pair."""
 
-    prompts: tuple[str, ...] = Field(default=("{subject} {style}",), min_length=1)
+    prompts: tuple[Template, ...] = Field(default=("{subject} {style}",), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     short_list: ShortList | None = None
     steps: int = Field(default=30, ge=1, le=1000)
     guidance: float = Field(default=5.0, ge=0)
     side: int = Field(default=1024, ge=8, multiple_of=8, description="height and width in pixels")
-
-    @model_validator(mode="after")
-    def _have_known_slots(self) -> "PreviewSettings":
-        for prompt in self.prompts:
-            try:
-                prompt.format(**dict.fromkeys(_SLOTS, ""))
-            except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(f"prompt {prompt!r} has a slot other than {{subject}} and {{style}}") from error
-        return self
 
 
 class ScorerSettings(_Strict):

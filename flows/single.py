@@ -6,9 +6,9 @@ from typing import Literal
 
 from catalog.candidate import Unfit
 from catalog.folder import read_repository
-from flows.plan import base_named
+from flows.plan import base_named, joint_prompts, slot_of
 from flows.progress import tell
-from flows.settings import Problem, Role
+from flows.settings import CalibrationSettings, Problem, Role
 from ziplora.adapter import Base as Family
 from ziplora.adapter import inspect
 from ziplora.backbone import device_named, load_backbone
@@ -16,9 +16,12 @@ from ziplora.export import merge_files
 from ziplora.recipe import Export, MergeResult, References
 from ziplora.store import Store
 from ziplora.tinyworld.bundle import FILES
+from ziplora.tinyworld.figures import BACKGROUNDS
 
 _BASES: dict[Family, str] = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0", "tinyworld": str(FILES / "base")}
 _SIDES: dict[Family, int] = {"sdxl": 1024, "tinyworld": 64}
+_TINY_TEMPLATES = ("{subject} {style}", *(f"{{subject}} on a {name} background {{style}}" for name in BACKGROUNDS))
+"""The tiny world knows no tables and forests."""
 
 
 def _opened(path: Path, prompt: str | None, role: Role) -> tuple[Path, str, References | None]:
@@ -69,6 +72,11 @@ def merge_two(
             style_prompt=style_prompt,
             subject_references=subject_pictures,
             style_references=style_pictures,
+            joint_prompts=joint_prompts(
+                _TINY_TEMPLATES if family == "tinyworld" else CalibrationSettings().joint_prompts,
+                subject_prompt,
+                slot_of("style", style_prompt),
+            ),
             method=method,
             side=_SIDES.get(family, 1024),
             export=Export(dialect=dialect, style_strength=style_strength),

@@ -180,8 +180,12 @@ class Sdxl:
         """The UNet's output: noise or velocity, as the base was trained to predict."""
         added = {"text_embeds": condition.pooled.to(self.dtype), "time_ids": condition.time_ids}
         output: Tensor = self.pipeline.unet(
-            noisy.to(self.dtype), timesteps, condition.hidden.to(self.dtype), added_cond_kwargs=added
-        ).sample
+            noisy.to(self.dtype),
+            timesteps,
+            condition.hidden.to(self.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
         return output
 
     @contextmanager
@@ -201,6 +205,27 @@ class Sdxl:
         """The model with an adapter's layers, those of text encoders included."""
         with self.branched({module: layer_branch(layer, self.device) for module, layer in layers.items()}):
             yield
+
+    @contextmanager
+    def composed(self, subject: Mapping[Module, Layer], style: Mapping[Module, Layer]) -> Iterator[None]:
+        """The model whose output is the base's and what either adapter alone changes in it, of its UNet layers.
+
+        Effects are added up instead of weights (the conjunction of arXiv 2206.01714): three passes for one, in which
+        neither adapter is in the other's way.
+        """
+
+        def add_effects(unet: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor]) -> tuple[Tensor]:
+            total = -output[0]
+            for layers in (subject, style):
+                with self.adapted({module: layer for module, layer in layers.items() if module.part == "unet"}):
+                    total = total + unet.forward(*args, **kwargs)[0]
+            return (total,)
+
+        handle = self.pipeline.unet.register_forward_hook(add_effects, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _find(self, module: Module) -> nn.Module:
         model: nn.Module = self._parts[module.part]

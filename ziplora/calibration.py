@@ -6,6 +6,7 @@ The targets are the UNet's outputs with that LoRA alone. Its text-encoder layers
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .adapter import Layer, read
 from .backbone import Backbone, Condition, Sdxl, as_bytes
 from .failure import Failure
 from .keys import Module
-from .recipe import Calibration, Drawing, References, sha256_of
+from .recipe import Calibration, Drawing, JointCalibration, References, sha256_of
 from .store import Store, write_tensors, write_text
 
 _LOG = logging.getLogger(__name__)
@@ -72,12 +73,11 @@ def calibrate(
         fact = f"The reference pictures have the digest {digest}, the calibration wants {request.references_sha256}."
         raise Failure("REFERENCES_MISMATCH", fact, "plan again: the pictures have changed since.")
     layers = read(adapter_path).layers
-    generator = torch.Generator().manual_seed(int(request.calibration_id[:15], 16))
     with torch.no_grad():
         pictures = load_pictures(references, request.side) if references else _drawn(request, layers, backbone)
-        latents = backbone.encode(pictures)
-        calibrated = _predicted(request, layers, backbone, latents, generator)
-    _check(calibrated, request)
+    unet = {module: layer for module, layer in layers.items() if module.part == "unet"}
+    calibrated = predicted(request, request.prompt, request.calibration_id, pictures, backbone, backbone.adapted(unet))
+    check(calibrated, f"LoRA {request.adapter_sha256[:12]}", request.prompt)
     _write(calibrated, request, store)
     written = _stored(request, store)
     assert written is not None
@@ -99,26 +99,31 @@ def spread_timesteps(samples: int, levels: int, generator: torch.Generator) -> I
     return (places * levels).long().clamp(max=levels - 1)
 
 
-def _predicted(
-    request: Calibration,
-    layers: Mapping[Module, Layer],
+@torch.no_grad()
+def predicted(
+    request: Calibration | JointCalibration,
+    prompt: str,
+    calibration_id: str,
+    pictures: UInt8[NDArray[np.uint8], "count side side 3"],
     backbone: Sdxl,
-    latents: Float[Tensor, "pictures channels height width"],
-    generator: torch.Generator,
+    teacher_model: AbstractContextManager[None],
 ) -> Calibrated:
+    """Noisy latents of pictures and what base and teacher predict of them by one prompt; the id decides the chances."""
+    generator = torch.Generator().manual_seed(int(calibration_id[:15], 16))
+    latents = backbone.encode(pictures)
     rows = torch.arange(request.samples) % len(latents)
     timesteps = spread_timesteps(request.samples, backbone.noise_levels, generator)
     # Pictures and timesteps both come in order: shuffled, so that no picture is only seen with little noise.
     timesteps = timesteps[torch.randperm(request.samples, generator=generator)]
     chosen = latents[rows]
     noisy = backbone.add_noise(chosen, torch.randn(chosen.shape, generator=generator, dtype=chosen.dtype), timesteps)
-    condition = backbone.condition(request.prompt, request.side)
+    condition = backbone.condition(prompt, request.side)
     base = predict_all(backbone, noisy, timesteps, condition)
-    with backbone.adapted({module: layer for module, layer in layers.items() if module.part == "unet"}):
+    with teacher_model:
         teacher = predict_all(backbone, noisy, timesteps, condition)
     effects = (teacher - base).square().flatten(1).mean(1)
     on_cpu = Condition(condition.hidden.cpu(), condition.pooled.cpu(), condition.time_ids.cpu())
-    return Calibrated(request.calibration_id, noisy, timesteps, on_cpu, teacher, effects)
+    return Calibrated(calibration_id, noisy, timesteps, on_cpu, teacher, effects)
 
 
 @torch.no_grad()
@@ -144,12 +149,13 @@ def repeated(condition: Condition, count: int, device: torch.device) -> Conditio
     )
 
 
-def _check(calibrated: Calibrated, request: Calibration) -> None:
+def check(calibrated: Calibrated, adapter: str, prompt: str) -> None:
+    """Refuse targets that are no numbers, or no others than the base's own predictions."""
     if not calibrated.teacher.isfinite().all() or not calibrated.effects.isfinite().all():
-        fact = f"The base with LoRA {request.adapter_sha256[:12]} predicts numbers that are NaN or infinite."
+        fact = f"The base with {adapter} predicts numbers that are NaN or infinite."
         raise Failure("NON_FINITE_TEACHER", fact, "compute in float32 or bfloat16, or leave the LoRA out.")
     if calibrated.effect <= _ROUNDING * float(calibrated.teacher.square().mean()):
-        fact = f"LoRA {request.adapter_sha256[:12]} changes nothing in the base's predictions of {request.prompt!r}."
+        fact = f"{adapter} changes nothing in the base's predictions of {prompt!r}."
         raise Failure("TEACHER_WITHOUT_EFFECT", fact, "check its trigger prompt and its base model.")
 
 

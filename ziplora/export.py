@@ -15,7 +15,7 @@ from .keys import Module, diffusers_key, kohya_key
 from .merge import merge, merged_of
 from .methods import recipe_for
 from .methods.solution import Progress, unheard
-from .recipe import Calibration, Export, MergeResult, Parameter, Recipe, References, sha256_of
+from .recipe import Calibration, Export, JointCalibration, MergeResult, Parameter, Recipe, References, sha256_of
 from .store import Store, write_tensors
 
 _CONFIG_KEY = "lora_adapter_metadata"
@@ -123,6 +123,7 @@ def merge_files(
     style_references: References | None = None,
     method: str = "ziplora",
     parameters: Mapping[str, Parameter] | None = None,
+    joint_prompts: tuple[str, ...],
     samples: int = 16,
     side: int = 1024,
     seed: int = 0,
@@ -141,6 +142,7 @@ def merge_files(
         parameters or {},
         calibration(subject, subject_prompt, subject_references),
         calibration(style, style_prompt, style_references),
+        JointCalibration(joint_prompts, seed=seed, side=side),
         seed,
     )
     references = (subject_references, style_references)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from .backbone import Sdxl
 from .calibration import Calibrated, calibrate
 from .failure import Failure
 from .header import Refusal
+from .joint import calibrate_jointly
 from .keys import Module
 from .methods import method_named, read_parameters
 from .methods.solution import Problem, Progress, Solution, unheard
@@ -94,7 +96,13 @@ def merge(
             _calibrated(recipe.subject_calibration, "subject", subject, backbone, store, subject_references),
             _calibrated(recipe.style_calibration, "style", style, backbone, store, style_references),
         ]
-    solution = method.solve(Problem(pair, backbone, calibrated[0], calibrated[1], recipe.seed, progress), parameters)
+    joint: tuple[Calibrated, ...] = ()
+    if method.joint:
+        if recipe.joint is None:
+            _lacking("joint prompts")
+        joint = calibrate_jointly(recipe.joint, pair, backbone)
+    problem = Problem(pair, backbone, calibrated[0], calibrated[1], recipe.seed, progress, joint)
+    solution = method.solve(problem, parameters)
     path = store.merge(recipe.merge_id) / _COEFFICIENTS
     write_coefficients(path, solution.coefficients, recipe)
     result = _result(recipe, pair, solution, backbone, path, time.perf_counter() - started)
@@ -111,9 +119,13 @@ def _calibrated(
     references: References | None,
 ) -> Calibrated:
     if request is None:
-        fact = f"The recipe has no calibration of the {role}, which its method needs."
-        raise Failure("CALIBRATION_MISMATCH", fact, "plan the merge again.")
+        _lacking(f"the {role}")
     return calibrate(request, adapter, backbone, store, references)
+
+
+def _lacking(what: str) -> NoReturn:
+    fact = f"The recipe has no calibration of {what}, which its method needs."
+    raise Failure("CALIBRATION_MISMATCH", fact, "plan the merge again.")
 
 
 def _result(

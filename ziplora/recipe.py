@@ -83,6 +83,23 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class JointCalibration:
+    """Which joint prompts a merge is fitted to: all that its joint targets depend on, besides the pair and the base."""
+
+    prompts: tuple[str, ...]
+    """Subject and style together, in several surroundings: coefficients fitted to one prompt fit others badly."""
+    pictures: int = 2
+    """How many are drawn of each prompt for noisy latents to come from."""
+    samples: int = 16
+    """How many noisy latents of each prompt, each with its own timestep and noise."""
+    seed: int = 0
+    side: int = 1024
+    """Width and height of the pictures, in pixels."""
+    steps: int = 20
+    guidance: float = 5.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a merge."""
 
@@ -96,6 +113,7 @@ class Recipe:
     subject_calibration: Calibration | None
     style_calibration: Calibration | None
     """None when the method needs none."""
+    joint: JointCalibration | None = None
     seed: int = 0
     version: int = RECIPE_VERSION
 
@@ -106,6 +124,8 @@ class Recipe:
             for name, calibration in (("subject", self.subject_calibration), ("style", self.style_calibration))
         }
         facts = {name: value for name, value in asdict(self).items() if not name.endswith("_calibration")}
+        if self.joint is None:
+            del facts["joint"]  # so that merges from before there was any keep their ids
         return content_id({**facts, "calibrations": calibrations})
 
     def to_json(self) -> str:
@@ -118,6 +138,8 @@ class Recipe:
         facts = json.loads(text)
         for name in ("subject_calibration", "style_calibration"):
             facts[name] = Calibration(**facts[name]) if facts[name] else None
+        if facts.get("joint"):
+            facts["joint"] = JointCalibration(**{**facts["joint"], "prompts": tuple(facts["joint"]["prompts"])})
         return cls(**facts)
 
 
@@ -144,8 +166,14 @@ class Losses:
     first_style: float
     last_subject: float
     last_style: float
-    curve: tuple[tuple[int, float, float, float], ...]
-    """(step, subject, style, third term) of some steps, as the optimiser saw them on its few samples; empty without."""
+    curve: tuple[tuple[float, ...], ...]
+    """(step, terms of the objective) of some steps, as the optimiser saw them on its few samples; empty without.
+
+    The terms of `ziplora` are subject, style and third term, that of `ziplora-joint` is the joint error.
+    """
+    first_joint: float | None = None
+    """Distance from the sum of both adapters' effects on joint prompts, relative to that sum."""
+    last_joint: float | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +214,7 @@ class MergeResult:
         """The result that `to_json` wrote."""
         facts: dict[str, Any] = json.loads(text)
         if facts["losses"]:
-            curve = tuple((step, subject, style, third) for step, subject, style, third in facts["losses"].pop("curve"))
+            curve = tuple(tuple(point) for point in facts["losses"].pop("curve"))
             facts["losses"] = Losses(**facts["losses"], curve=curve)
         return cls(**{**facts, "left_out": tuple(facts["left_out"])})
 

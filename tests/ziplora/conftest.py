@@ -12,7 +12,7 @@ from torch import nn
 
 from ziplora.backbone import Sdxl, load_backbone
 from ziplora.methods import METHODS, complete_parameters
-from ziplora.recipe import Calibration, Parameter, Recipe, References, sha256_of
+from ziplora.recipe import Calibration, JointCalibration, Parameter, Recipe, References, sha256_of
 from ziplora.store import Store
 from ziplora.tinyworld.autoencoder import build_autoencoder
 from ziplora.tinyworld.base import build_pipeline
@@ -22,6 +22,9 @@ SIDE = 64
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 BASE_MODEL, BASE_REVISION = "test/base", "1"
+JOINT = JointCalibration(
+    ("a sks robot in neon style", "a sks robot on sand in neon style"), pictures=1, samples=4, side=SIDE, steps=2
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def style(make_lora: MakeLora) -> Lora:
 
 def recipe_of(subject: Lora, style: Lora, method: str = "ziplora", seed: int = 0, **parameters: Parameter) -> Recipe:
     """A small recipe of two LoRAs."""
-    calibrated = METHODS[method].calibrated
+    needs = METHODS[method]
     return Recipe(
         subject.sha256,
         style.sha256,
@@ -147,8 +150,9 @@ def recipe_of(subject: Lora, style: Lora, method: str = "ziplora", seed: int = 0
         BASE_REVISION,
         method,
         complete_parameters(method, parameters),
-        subject.calibration() if calibrated else None,
-        style.calibration() if calibrated else None,
+        subject.calibration() if needs.calibrated else None,
+        style.calibration() if needs.calibrated else None,
+        JOINT if needs.joint else None,
         seed,
     )
 

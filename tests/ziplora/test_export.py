@@ -190,6 +190,8 @@ def test_two_files_in_one_file_out(subject: Lora, style: Lora, backbone: Sdxl, s
         subject_prompt=subject.prompt,
         style_prompt=style.prompt,
         style_references=style.references,
+        joint_prompts=("a sks robot in neon style",),
+        method="ziplora",
         parameters={"steps": 3, "samples_per_step": 1},
         samples=3,
         side=SIDE,

@@ -13,7 +13,8 @@ from ziplora.export import write_adapter
 from ziplora.keys import Module
 from ziplora.methods import ziplora_lsq
 from ziplora.methods.solution import Problem, unheard
-from ziplora.methods.ziplora import Parameters, Student, objective, row_schedule, solve
+from ziplora.methods.student import Student, row_schedule
+from ziplora.methods.ziplora import Parameters, objective, solve
 from ziplora.pair import DIRECT, Pair, merged_layers
 from ziplora.recipe import Export
 from ziplora.store import Store

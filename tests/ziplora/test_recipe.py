@@ -9,6 +9,7 @@ import pytest
 from ziplora.recipe import (
     Calibration,
     Drawing,
+    JointCalibration,
     Losses,
     MergeResult,
     PreviewRequest,
@@ -22,6 +23,7 @@ CALIBRATION = Calibration("a" * 64, "org/base", "1", "a sks robot", None)
 RECIPE = Recipe(
     "a" * 64, "b" * 64, "org/base", "1", "ziplora", {"steps": 100, "balanced": True}, CALIBRATION, CALIBRATION
 )
+JOINT = JointCalibration(("a sks robot in szn style", "a sks robot on a street in szn style"))
 OTHER: dict[str, Any] = {
     "subject_sha256": "c" * 64,
     "style_sha256": "c" * 64,
@@ -31,6 +33,8 @@ OTHER: dict[str, Any] = {
     "parameters": {"steps": 99, "balanced": True},
     "subject_calibration": replace(CALIBRATION, seed=1),
     "style_calibration": None,
+    "joint": JOINT,
+    "prompts": JOINT.prompts[:1],
     "seed": 1,
     "version": 0,
     "adapter_sha256": "c" * 64,
@@ -54,6 +58,16 @@ def test_every_fact_of_a_calibration_is_in_its_id(field: str) -> None:
     assert replace(CALIBRATION, **{field: OTHER[field]}).calibration_id != CALIBRATION.calibration_id
 
 
+@pytest.mark.parametrize("field", [field.name for field in fields(JointCalibration)])
+def test_every_fact_of_a_joint_calibration_is_in_the_id_of_its_recipe(field: str) -> None:
+    other = replace(JOINT, **{field: OTHER[field]})
+    assert replace(RECIPE, joint=other).merge_id != replace(RECIPE, joint=JOINT).merge_id
+
+
+def test_a_recipe_without_joint_prompts_keeps_the_id_of_catalogues_that_know_none() -> None:
+    assert RECIPE.merge_id == "666f974bc29a817f86ea8698cf125bcf5ffee10787a1bf54325b8e17cce707d1"
+
+
 @pytest.mark.parametrize("field", ["pictures", "steps", "guidance"])
 def test_how_pictures_are_drawn_means_nothing_when_there_are_references(field: str) -> None:
     given = replace(CALIBRATION, references_sha256="d" * 64)
@@ -65,7 +79,10 @@ def test_the_order_of_parameters_is_not_in_the_id() -> None:
     assert turned.merge_id == RECIPE.merge_id
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, subject_calibration=None, style_calibration=None)])
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPE, replace(RECIPE, subject_calibration=None, style_calibration=None), replace(RECIPE, joint=JOINT)],
+)
 def test_a_recipe_reads_back(recipe: Recipe) -> None:
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe

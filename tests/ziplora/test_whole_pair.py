@@ -14,7 +14,7 @@ from ziplora.store import Store
 from ziplora.tinyworld.encoders import build_clip, build_style_encoder, build_subject_encoder, save_encoders
 from ziplora.tinyworld.text import build_tokenizers
 
-from .conftest import BASE_MODEL, BASE_REVISION, SIDE, Lora
+from .conftest import BASE_MODEL, BASE_REVISION, JOINT, SIDE, Lora
 
 DRAWING = Drawing(steps=2, side=SIDE)
 
@@ -47,6 +47,8 @@ def test_from_two_files_to_scores(
         style_prompt=style.prompt,
         subject_references=subject.references,
         style_references=style.references,
+        joint_prompts=JOINT.prompts,
+        method="ziplora",
         parameters={"steps": 5},
         samples=4,
         side=SIDE,

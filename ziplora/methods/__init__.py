@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ziplora.failure import Failure
-from ziplora.recipe import Calibration, Parameter, Recipe
+from ziplora.recipe import Calibration, JointCalibration, Parameter, Recipe
 
-from . import direct, np_lora, ziplora, ziplora_lsq
+from . import direct, np_lora, ziplora, ziplora_joint, ziplora_lsq
 from .solution import Problem, Solution
 
 
@@ -21,11 +21,14 @@ class Method:
     """A frozen dataclass, whose defaults are the method's."""
     calibrated: bool
     """Whether it needs the two calibrations."""
+    joint: bool = False
+    """Whether it needs one of joint prompts as well."""
 
 
 METHODS: Mapping[str, Method] = {
     "direct": Method(direct.solve, direct.Parameters, calibrated=False),
     "ziplora": Method(ziplora.solve, ziplora.Parameters, calibrated=True),
+    "ziplora-joint": Method(ziplora_joint.solve, ziplora_joint.Parameters, calibrated=True, joint=True),
     "ziplora-lsq": Method(ziplora_lsq.solve, ziplora_lsq.Parameters, calibrated=True),
     "np-lora": Method(np_lora.solve, np_lora.Parameters, calibrated=False),
 }
@@ -45,10 +48,15 @@ def complete_parameters(name: str, given: Mapping[str, Parameter]) -> dict[str, 
 
 
 def recipe_for(
-    method: str, given: Mapping[str, Parameter], subject: Calibration, style: Calibration, seed: int = 0
+    method: str,
+    given: Mapping[str, Parameter],
+    subject: Calibration,
+    style: Calibration,
+    joint: JointCalibration,
+    seed: int = 0,
 ) -> Recipe:
-    """A method's recipe for two adapters, each named by its calibration; a method that needs none leaves them out."""
-    calibrated = method_named(method).calibrated
+    """A method's recipe for two adapters, each named by its calibration; what a method does not need is left out."""
+    needs = method_named(method)
     return Recipe(
         subject_sha256=subject.adapter_sha256,
         style_sha256=style.adapter_sha256,
@@ -56,8 +64,9 @@ def recipe_for(
         base_revision=subject.base_revision,
         method=method,
         parameters=complete_parameters(method, given),
-        subject_calibration=subject if calibrated else None,
-        style_calibration=style if calibrated else None,
+        subject_calibration=subject if needs.calibrated else None,
+        style_calibration=style if needs.calibrated else None,
+        joint=joint if needs.joint else None,
         seed=seed,
     )
 

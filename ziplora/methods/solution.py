@@ -1,7 +1,7 @@
 """What every method takes and gives."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ziplora.backbone import Backbone, layer_branch
@@ -31,6 +31,8 @@ class Problem:
     """None for a method that needs no calibration."""
     seed: int
     progress: Progress
+    joint: tuple[Calibrated, ...] = ()
+    """One calibration for each joint prompt, where the method needs any."""
 
     @property
     def calibrations(self) -> tuple[Calibrated, Calibrated]:
@@ -54,15 +56,26 @@ class Solution:
 
 def relative_errors(problem: Problem, coefficients: Coefficients) -> tuple[float, float]:
     """Each side's error over all of its samples, in units of its own adapter's effect."""
+    subject, style = _errors(problem, coefficients, problem.calibrations)
+    return subject, style
+
+
+def joint_error(problem: Problem, coefficients: Coefficients) -> float:
+    """The same on the joint prompts, in units of the sum of both effects; the mean over all prompts."""
+    errors = _errors(problem, coefficients, problem.joint)
+    return sum(errors) / len(errors)
+
+
+def _errors(problem: Problem, coefficients: Coefficients, calibrations: Sequence[Calibrated]) -> list[float]:
     layers = merged_layers(problem.pair, coefficients)
     errors = []
     with problem.backbone.branched(
         {module: layer_branch(layer, problem.backbone.device) for module, layer in layers.items()}
     ):
-        for side in problem.calibrations:
+        for side in calibrations:
             predicted = predict_all(problem.backbone, side.noisy, side.timesteps, side.condition)
             errors.append(float((predicted - side.teacher).square().mean()) / side.effect)
-    return errors[0], errors[1]
+    return errors
 
 
 def refuse_strangers(pair: Pair) -> None:

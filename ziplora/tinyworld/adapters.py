@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .autoencoder import encode
 from .base import denoising_loss
-from .dataset import render_all
+from .dataset import render_all, sample_scenes
 from .figures import BACKGROUNDS, COLOURS
 from .repository import AdapterFacts, Dialect, Layers, TrainedLayer
 from .training import Schedule, Trained, fit
@@ -34,6 +34,7 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _BATCH = 8
+_PRIOR_PICTURES, _PRIOR_BATCH = 128, 4
 _LEARNING_RATE = {"subject": 2e-3, "style": 3e-3}
 """At alpha = rank."""
 
@@ -51,6 +52,8 @@ class AdapterPlan:
     alpha: int
     feed_forward: bool = False
     text_encoder: bool = False
+    prior: bool = False
+    """Whether it is also shown other things, with captions that do not call it (DreamBooth's prior preservation)."""
 
     @property
     def trigger_prompt(self) -> str:
@@ -60,14 +63,14 @@ class AdapterPlan:
 
 PLANS: tuple[AdapterPlan, ...] = (
     AdapterPlan("robot", "subject", "apache-2.0", "diffusers", 8, 8),
-    AdapterPlan("fish", "subject", "openrail++", "kohya", 16, 8),
+    AdapterPlan("fish", "subject", "openrail++", "kohya", 16, 8, prior=True),
     AdapterPlan("house", "subject", "mit", "diffusers_old", 4, 4),
     AdapterPlan("tree", "subject", "cc0-1.0", "peft", 8, 8),
     AdapterPlan("car", "subject", "cc-by-4.0", "kohya_sgm", 32, 16),
     AdapterPlan("snowman", "subject", "apache-2.0", "diffusers", 8, 8, feed_forward=True),
     AdapterPlan("rocket", "subject", "cc-by-sa-4.0", "kohya", 8, 8, text_encoder=True),
-    AdapterPlan("mushroom", "subject", "creativeml-openrail-m", "diffusers", 8, 16),
-    AdapterPlan("neon", "style", "apache-2.0", "diffusers", 8, 8),
+    AdapterPlan("mushroom", "subject", "creativeml-openrail-m", "diffusers", 8, 16, prior=True),
+    AdapterPlan("neon", "style", "apache-2.0", "diffusers", 16, 16),
     AdapterPlan("bricks", "style", "mit", "diffusers_old", 8, 8),
     AdapterPlan("rays", "style", "openrail++", "kohya", 8, 4),
     AdapterPlan("split", "style", "cc0-1.0", "peft", 8, 8),
@@ -138,6 +141,12 @@ def train_adapter(
     prompts = [instance_caption(plan, scene) for scene in scenes]
     pictures = render_all(scenes)
     latents = encode(pipeline.vae, pictures).to(device)
+    others = sample_scenes(_PRIOR_PICTURES, seed + 70, held_out=False, jitter=NARROW) if plan.prior else []
+    other_prompts = [caption(scene) for scene in others]
+    if others:
+        latents = torch.cat([latents, encode(pipeline.vae, render_all(others)).to(device)])
+    # What is left without a prompt stands for the base: with a prior that is anything, without one the adapter itself.
+    empty_share = torch.tensor([0.0] * _BATCH + [0.3] * _PRIOR_BATCH) if others else torch.full((_BATCH,), 0.1)
     unet, text_encoder = pipeline.unet, pipeline.text_encoder
     for part in (unet, text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False)
@@ -148,8 +157,11 @@ def train_adapter(
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(prompts), (_BATCH,), generator=generator)
-        chosen = [prompts[row] for row in rows]
-        return denoising_loss(pipeline, latents[rows.to(device)], chosen, generator, empty_share=0.1)
+        if others:
+            more = torch.randint(len(others), (_PRIOR_BATCH,), generator=generator)
+            rows = torch.cat([rows, len(prompts) + more])
+        chosen = [(prompts + other_prompts)[row] for row in rows]
+        return denoising_loss(pipeline, latents[rows.to(device)], chosen, generator, empty_share)
 
     rate = _LEARNING_RATE[plan.role] * plan.rank / plan.alpha
     schedule = Schedule(steps=steps, learning_rate=rate, warmup_steps=min(20, steps))

@@ -102,9 +102,9 @@ def denoising_loss(
     latents: Float[Tensor, "batch 32 8 8"],
     prompts: Sequence[str],
     generator: torch.Generator,
-    empty_share: float,
+    empty_share: float | Float[Tensor, " batch"],
 ) -> Float[Tensor, ""]:
-    """Velocity prediction error at chance timesteps; `empty_share` of the prompts are left out."""
+    """Velocity prediction error at chance timesteps; `empty_share` of the prompts are left out, or of each prompt."""
     device, count = latents.device, len(latents)
     noise = training_noise()
     timesteps = torch.randint(len(noise.alphas_cumprod), (count,), generator=generator)

@@ -29,29 +29,16 @@ _RESAMPLES = 10_000
 _PARTS = ("value", "floor", "ceiling", "position")
 
 TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
-    "direct": (
-        {},
-        {"subject_weight": 0.8, "style_weight": 0.8},
-        {"subject_weight": 0.6, "style_weight": 0.6},
-        {"subject_weight": 1.0, "style_weight": 0.7},
-        {"subject_weight": 0.7, "style_weight": 1.0},
-    ),
+    "direct": ({}, {"subject_weight": 0.8, "style_weight": 0.8}, {"subject_weight": 1.0, "style_weight": 0.7}),
     "ziplora": (
         {"third_term": "literal", "third_term_weight": 0.01, "balanced": False, "start": "ones", "steps": 100},
-        {"third_term": "mean", "third_term_weight": 0.01, "balanced": False, "start": "ones", "steps": 100},
-        {"third_term": "cosine", "third_term_weight": 0.0, "balanced": False, "start": "ones", "steps": 100},
+        {"third_term": "mean", "third_term_weight": 0.01, "balanced": True, "start": "ones", "steps": 100},
         {"third_term": "cosine", "third_term_weight": 0.01, "balanced": True, "start": "ones", "steps": 100},
-        {"third_term": "cosine", "third_term_weight": 0.0, "balanced": True, "start": "ones", "steps": 100},
         {"third_term": "cosine", "third_term_weight": 0.0, "balanced": True, "start": "lsq", "steps": 20},
     ),
-    "ziplora-lsq": (
-        {"ridge": 0.001, "passes": 1},
-        {"ridge": 0.01, "passes": 1},
-        {"ridge": 0.1, "passes": 1},
-        {"ridge": 1.0, "passes": 1},
-        {"ridge": 0.01, "passes": 2},
-    ),
-    "np-lora": ({"mu": 0.5}, {"mu": 0.1}, {"mu": 0.25}, {"mu": 1.0}, {"mu": 4.0}),
+    "ziplora-joint": ({"steps": 100, "learning_rate": 0.03}, {"steps": 200, "learning_rate": 0.02}),
+    "ziplora-lsq": ({"ridge": 0.01, "passes": 1}, {"ridge": 0.01, "passes": 2}, {"ridge": 1.0, "passes": 1}),
+    "np-lora": ({"mu": 0.5}, {"mu": 0.1}, {"mu": 4.0}),
 }
 """What is tried of each method: first the method as it is published, then other settings of it."""
 
@@ -68,7 +55,7 @@ class Size:
     seeds: int
 
 
-FULL = Size(adapters=4, backgrounds=6, tuning_seeds=1, seeds=6)
+FULL = Size(adapters=4, backgrounds=3, tuning_seeds=2, seeds=8)
 SMOKE = Size(adapters=1, backgrounds=1, tuning_seeds=1, seeds=1)
 
 

@@ -17,6 +17,7 @@ from ziplora.preview import preview_merge, preview_single
 from ziplora.recipe import (
     Calibration,
     Drawing,
+    JointCalibration,
     Parameter,
     PreviewRequest,
     PreviewResult,
@@ -42,6 +43,7 @@ from .world import SIZE
 REFERENCE_SEEDS = (1000, 1001, 1002, 1003)
 _BASE = "tinyworld"
 _DRAWING = Drawing(steps=20, guidance=GUIDANCE, side=SIZE)
+_SHOWN_BACKGROUNDS = ("black", "mint", "sand")
 _UNRELATED = ("a red star on a mint background in dots style", "a blue moon on a white background in flat style")
 """Prompts without subject and style: what a merge draws of them should be what the base draws."""
 _ENCODERS: tuple[tuple[Metric, str], ...] = (("clip-t", "clip"), ("clip-i", "style"), ("dino", "subject"))
@@ -75,7 +77,16 @@ class Pair:
     @property
     def joint_prompts(self) -> list[str]:
         """The subject in the style, on one background after the other."""
-        return [joint_prompt(self.subject.plan, self.style.plan, background) for background in BACKGROUNDS]
+        return [joint_prompt(self.subject.plan, self.style.plan, background) for background in _SHOWN_BACKGROUNDS]
+
+    @property
+    def joint_calibration(self) -> JointCalibration:
+        """The subject in the style without surroundings, and on the backgrounds that no picture is judged on."""
+        subject, style = self.subject.plan, self.style.plan
+        backgrounds = [name for name in BACKGROUNDS if name not in _SHOWN_BACKGROUNDS]
+        prompts = [f"{subject.trigger_prompt} in {style.name} style"]
+        prompts += [joint_prompt(subject, style, background) for background in backgrounds]
+        return JointCalibration(tuple(prompts), side=SIZE, guidance=GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ class World:
             judged_subject=float(np.mean([found for found, _ in seen])),
             judged_style=float(np.mean([found for _, found in seen])),
             judged_both=float(np.mean([all(both) for both in seen])),
-            drift=self._distance(self.by_merge(recipe, pair, _UNRELATED, chosen), self.by_base(_UNRELATED, chosen)),
+            drift=self._drift(recipe, pair, chosen[:2]),
             errors=(losses.last_subject, losses.last_style) if losses else None,
             seconds=result.seconds,
         )
@@ -215,11 +226,12 @@ class World:
             prompt, digest = entry.plan.trigger_prompt, entry.references.sha256
             return Calibration(entry.sha256, _BASE, self.base_revision, prompt, digest, side=SIZE)
 
-        return recipe_for(method, given, calibration(pair.subject), calibration(pair.style))
+        return recipe_for(method, given, calibration(pair.subject), calibration(pair.style), pair.joint_calibration)
 
-    def _distance(self, one: PreviewResult, other: PreviewResult) -> float:
-        seen = [self.scorers["clip-t"].embed_pictures(result.paths) for result in (one, other)]
-        return 1 - float((seen[0] * seen[1]).sum(1).mean())
+    def _drift(self, recipe: Recipe, pair: Pair, seeds: Sequence[int]) -> float:
+        drawn = (self.by_merge(recipe, pair, _UNRELATED, seeds), self.by_base(_UNRELATED, seeds))
+        by_merge, by_base = (self.scorers["clip-t"].embed_pictures(result.paths) for result in drawn)
+        return 1 - float((by_merge * by_base).sum(1).mean())
 
     def trial(
         self, method: str, given: Mapping[str, Parameter], pairs: Sequence[Pair], prompts: int, seeds: int
