@@ -1,6 +1,5 @@
 """A base model of the SDXL family: what a merge needs of it, behind a small protocol; the only door to diffusers."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,11 +24,6 @@ Branch = Callable[[nn.Module, Tensor], Tensor]
 """What an installed layer adds to the output of its module, from the module and its input."""
 
 _DRAWN_AT_ONCE = 8
-
-# diffusers' SDXL pipeline imports image processors that no merge uses; each of them warns that torchvision is missing.
-logging.getLogger("transformers.utils.import_utils").addFilter(
-    lambda record: "requires torchvision (not installed)" not in record.getMessage()
-)
 
 
 @dataclass(frozen=True)

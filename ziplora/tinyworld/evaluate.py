@@ -22,11 +22,11 @@ from ziplora.sheet import contact_sheet
 
 from .bundle import FILES
 from .evaluate_page import evaluation_page
-from .trials import REFERENCE_SEEDS, Pair, Trial, World, pixels_of
+from .trials import REFERENCE_SEEDS, Pair, Placed, Trial, World, pixels_of
 from .world import SIZE
 
 _RESAMPLES = 10_000
-_PARTS = ("value", "floor", "ceiling", "position")
+_PARTS = ("value", "floor", "ceiling")
 
 TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
     "direct": ({}, {"subject_weight": 0.8, "style_weight": 0.8}, {"subject_weight": 1.0, "style_weight": 0.7}),
@@ -84,6 +84,13 @@ def sheet(world: World, trial: Trial, pairs: Sequence[Pair]) -> Image.Image:
     return contact_sheet(np.stack(cells), labels, len(styles) + 1)
 
 
+def _middle(placed: Sequence[Placed]) -> dict[str, float]:
+    """Means over pairs, and the position of their value: single positions fly off where a ceiling is near its floor."""
+    value, floor, ceiling = (float(np.mean([getattr(one, part) for one in placed])) for part in _PARTS)
+    middle = Placed(value, floor, ceiling)
+    return {**asdict(middle), "position": middle.position}
+
+
 def summary(trial: Trial, direct: Trial) -> dict[str, Any]:
     """One row of the table: means over the pairs, with the gain over the direct merge of the same pairs."""
     outcomes = trial.outcomes
@@ -104,10 +111,7 @@ def summary(trial: Trial, direct: Trial) -> dict[str, Any]:
         "gain": float(gains.mean()),
         "gain_interval": interval(gains),
         "better_than_direct": float(np.mean(gains > 0)),
-        **{
-            metric: {part: float(np.mean([getattr(getattr(one, metric), part) for one in outcomes])) for part in _PARTS}
-            for metric in ("subject", "style", "text")
-        },
+        **{metric: _middle([getattr(one, metric) for one in outcomes]) for metric in ("subject", "style", "text")},
         **{name: mean(name) for name in ("judged_subject", "judged_style", "judged_both", "drift", "seconds")},
     }
 

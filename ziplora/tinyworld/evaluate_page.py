@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import BACKGROUNDS
 from .page import percent, table
+from .trials import SHOWN_BACKGROUNDS
 
 
 def evaluation_page(evaluated: Mapping[str, Any]) -> str:
@@ -18,13 +18,16 @@ def evaluation_page(evaluated: Mapping[str, Any]) -> str:
 Written by `python -m ziplora.tinyworld.evaluate` on the tiny world; every pair by itself is in `evaluated.json` beside
 this page. Settings were chosen on {count} pairs of {size["adapters"]} subjects and {size["adapters"]} styles, with
 {size["backgrounds"] * size["tuning_seeds"]} pictures of each. What is reported comes from {count} pairs of the other
-subjects and styles, with {pictures} pictures of each from {size["backgrounds"]} joint prompts.
+subjects and styles, with {pictures} pictures of each from {
+        size["backgrounds"]
+    } joint prompts, on other backgrounds than
+those of the joint prompts that `ziplora-joint` was fitted to.
 
 A *position* says where a score lies between the base alone (0) and one LoRA alone (1): the subject as the subject
 encoder sees it, the style as the style encoder does. The methods are ranked by the harmonic mean of the two positions
-of each pair, averaged over the pairs. The judge takes no part in any of this: it says in which share of pictures it
-names the subject, the style, and both. Drift is what a merge does to pictures of unrelated prompts, as 1 − cosine of
-CLIP's embeddings. Intervals are 95 % bootstrap intervals over pairs.
+of each pair, cut to 0..1, averaged over the pairs. The judge takes no part in any of this: it says in which share of
+pictures it names the subject, the style, and both. Drift is what a merge does to pictures of unrelated prompts, as
+1 − cosine of CLIP's embeddings. Intervals are 95 % bootstrap intervals over pairs.
 
 ## On the pairs that nothing was chosen on
 
@@ -39,7 +42,7 @@ CLIP's embeddings. Intervals are 95 % bootstrap intervals over pairs.
 ## Pictures
 
 The first row is each style alone, the first column each subject alone, all of their own trigger prompts; the others are
-merges, of the joint prompt on a {next(iter(BACKGROUNDS))} background, seed 0.
+merges, of the joint prompt on a {SHOWN_BACKGROUNDS[0]} background, seed 0.
 
 {
         "".join(
@@ -95,7 +98,7 @@ def _places(rows: Sequence[Mapping[str, Any]]) -> str:
         placed = row[metric]
         return f"{placed['value']:.3f} ({placed['floor']:.3f} to {placed['ceiling']:.3f}), at {placed['position']:.2f}"
 
-    return "Mean scores, with floor and ceiling, and position:\n\n" + table(
+    return "Mean scores, with mean floor and ceiling, and where the one lies between the others:\n\n" + table(
         ["method", "settings", "subject", "style", "text"],
         [
             [row["method"], _settings(row), *(cell(row, metric) for metric in ("subject", "style", "text"))]

@@ -43,7 +43,8 @@ from .world import SIZE
 REFERENCE_SEEDS = (1000, 1001, 1002, 1003)
 _BASE = "tinyworld"
 _DRAWING = Drawing(steps=20, guidance=GUIDANCE, side=SIZE)
-_SHOWN_BACKGROUNDS = ("black", "mint", "sand")
+SHOWN_BACKGROUNDS = ("black", "mint", "sand")
+"""What merges are judged on; what they are fitted to has none, or one of the others."""
 _UNRELATED = ("a red star on a mint background in dots style", "a blue moon on a white background in flat style")
 """Prompts without subject and style: what a merge draws of them should be what the base draws."""
 _ENCODERS: tuple[tuple[Metric, str], ...] = (("clip-t", "clip"), ("clip-i", "style"), ("dino", "subject"))
@@ -77,13 +78,13 @@ class Pair:
     @property
     def joint_prompts(self) -> list[str]:
         """The subject in the style, on one background after the other."""
-        return [joint_prompt(self.subject.plan, self.style.plan, background) for background in _SHOWN_BACKGROUNDS]
+        return [joint_prompt(self.subject.plan, self.style.plan, background) for background in SHOWN_BACKGROUNDS]
 
     @property
     def joint_calibration(self) -> JointCalibration:
         """The subject in the style without surroundings, and on the backgrounds that no picture is judged on."""
         subject, style = self.subject.plan, self.style.plan
-        backgrounds = [name for name in BACKGROUNDS if name not in _SHOWN_BACKGROUNDS]
+        backgrounds = [name for name in BACKGROUNDS if name not in SHOWN_BACKGROUNDS]
         prompts = [f"{subject.trigger_prompt} in {style.name} style"]
         prompts += [joint_prompt(subject, style, background) for background in backgrounds]
         return JointCalibration(tuple(prompts), side=SIZE, guidance=GUIDANCE)
