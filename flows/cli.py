@@ -143,7 +143,7 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="base model: a folder or Hub id; told from the LoRAs if not given")
     ] = None,
-    method: Annotated[str, typer.Option(help="a way to merge")] = "ziplora",
+    method: Annotated[str, typer.Option(help="a way to merge")] = "ziplora-joint",
     subject_prompt: Annotated[str | None, typer.Option(help="calls the subject up; the card's if not given")] = None,
     style_prompt: Annotated[str | None, typer.Option(help="calls the style up; the card's if not given")] = None,
     style_strength: Annotated[float, typer.Option(help="0 without the style, 1 as merged")] = 1.0,

@@ -210,7 +210,7 @@ class Settings(_Strict):
     sources: tuple[Source, ...] = Field(min_length=1)
     pairs: Pairs = Pairs()
     methods: tuple[MethodSettings, ...] = Field(
-        default=(MethodSettings(method="ziplora"), MethodSettings(method="direct")), min_length=1
+        default=(MethodSettings(method="ziplora-joint"), MethodSettings(method="direct")), min_length=1
     )
     calibration: CalibrationSettings = CalibrationSettings()
     previews: PreviewSettings = PreviewSettings()

@@ -121,7 +121,7 @@ def merge_files(
     style_prompt: str,
     subject_references: References | None = None,
     style_references: References | None = None,
-    method: str = "ziplora",
+    method: str = "ziplora-joint",
     parameters: Mapping[str, Parameter] | None = None,
     joint_prompts: tuple[str, ...],
     samples: int = 16,

@@ -149,6 +149,18 @@ def test_prompts_are_filled_with_the_slots() -> None:
     )
 
 
+def test_joint_prompts_are_in_the_recipes_of_methods_that_need_them() -> None:
+    settings = _settings(
+        methods=[{"method": "ziplora-joint"}, {"method": "direct"}],
+        calibration={"joint_prompts": ["{subject} {style}", "{subject} at sea {style}"], "guidance": 2.0, "seed": 3},
+    )
+    first, second = (job.recipe.joint for job in _planned(settings).jobs[:2])
+    assert second is None
+    assert first is not None
+    assert first.prompts == ("a sks cat a star in neon style", "a sks cat at sea a star in neon style")
+    assert (first.guidance, first.seed, first.side) == (2.0, 3, settings.previews.side)
+
+
 def test_a_local_base_is_known_by_its_content_and_one_of_the_hub_by_its_commit(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "tiny").mkdir(parents=True)

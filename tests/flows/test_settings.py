@@ -30,7 +30,7 @@ def _problems(text: str) -> list[str]:
 
 def test_what_is_left_out_has_a_default() -> None:
     settings = parse_settings(_LEAST, Path("/configs"))
-    assert [method.method for method in settings.methods] == ["ziplora", "direct"]
+    assert [method.method for method in settings.methods] == ["ziplora-joint", "direct"]
     assert settings.publish.enabled is False
     assert settings.publish.private is True
 
@@ -92,6 +92,8 @@ def test_an_unknown_key_deep_inside_is_looked_up_where_it_stands() -> None:
         (_LEAST + "limits: {pairs: 0}", "CONFIG_VALUE", "limits.pairs"),
         (_LEAST + "pairs: {include: [cat]}", "CONFIG_VALUE", "'cat' is no pattern of pairs"),
         (_LEAST + "previews: {prompts: ['{subjct} there']}", "CONFIG_VALUE", "slot other than"),
+        (_LEAST + "calibration: {joint_prompts: ['{subject} {stile}']}", "CONFIG_VALUE", "slot other than"),
+        (_LEAST + "calibration: {joint_prompts: []}", "CONFIG_VALUE", "calibration.joint_prompts"),
         (_LEAST + "previews: {short_list: {merges: 3}}", "CONFIG_MISSING_KEY", "previews.short_list.seeds"),
         (_LEAST + "previews: {short_list: {merges: 3, seed: [1]}}", "CONFIG_UNKNOWN_KEY", "did you mean 'seeds'?"),
         (_LEAST + "store: ftp://me:secret@there/store", "STORE_PASSWORD", "store holds a password"),
