@@ -55,4 +55,6 @@ def _outcome(worker: Worker, job: Job, night_id: str) -> Outcome:
         get_run_logger().warning("%s: %s %s", job.name, reason.code, reason.fact)
         worker.record_failure(job, night_id, reason)
         return Outcome(merge_id, job.name, {}, 0.0, None, reason)
+    scores = ", ".join(f"{metric} {position:.2f}" for metric, position in positions.items())
+    get_run_logger().info("%s: merged in %.1f s; positions: %s.", job.name, result.seconds, scores)
     return Outcome(merge_id, job.name, positions, result.seconds, pictures.merge.paths[0], None)

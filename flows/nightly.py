@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 from pydantic import BaseModel, TypeAdapter
@@ -158,10 +158,18 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     catalogue = open_catalogue(settings.catalogue, migrate=True)
     night_id = f"{began:%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
     record.record_night_started(catalogue, night_id, settings.model_dump(mode="json"), began)
+    log = get_run_logger()
     found = scan_sources(settings, catalogue, night_id)
+    log.info("%d adapters are usable, %d are not.", len(usable(found)), len(found) - len(usable(found)))
     misunderstood = ask_for(catalogue, requests)
     base = base_of(settings)
     planned = plan_night(settings, base, catalogue, found)
+    log.info(
+        "%d merges are to do, %d are done, %d are skipped.",
+        len(planned.jobs),
+        len(planned.finished),
+        len(planned.skipped),
+    )
     until = began + timedelta(seconds=settings.limits.seconds)
     merge_all: MergeAll = partial(
         _merge_all, base=base, night_id=night_id, numbers=count(1), workers=workers, until=until
@@ -193,6 +201,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
         snapshot=str(settings.snapshot),
     )
     record.record_night_finished(catalogue, night_id, asdict(report), datetime.now(UTC))
+    log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
     _show(catalogue, report, planned, [*misunderstood, *unpublished, *lost])
     return report
 

@@ -21,8 +21,8 @@ from .student import Descent, Rows, Student, descend, squared_error
 class Parameters:
     """How the coefficients are learned."""
 
-    steps: int = 100
-    learning_rate: float = 0.03
+    steps: int = 200
+    learning_rate: float = 0.02
     samples_per_step: int = 1
     """How many samples of each joint prompt a step sees."""
 
@@ -41,7 +41,9 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
         errors = [squared_error(predicted, one, chosen) / one.effect for predicted, one, chosen in shown]
         return (sum(errors[1:], errors[0]) / len(errors),)
 
-    descent = Descent(parameters.steps, parameters.learning_rate, parameters.samples_per_step, default_rate=0.03)
+    descent = Descent(
+        parameters.steps, parameters.learning_rate, parameters.samples_per_step, default_rate=Parameters.learning_rate
+    )
     coefficients, curve = descend(problem, problem.joint, descent, objective, (1.0,))
     losses = Losses(
         *relative_errors(problem, DIRECT),

@@ -35,6 +35,8 @@ from .world import SIZE, STYLES, Scene, caption
 
 _MEAN, _DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _WIDTH = 128
+_SPOILT_SHARE = 0.5
+"""Of the pictures that subject and style encoder learn from: a model's are imperfect, references are not."""
 _PATCH = 8
 
 
@@ -153,7 +155,9 @@ def _train_contrast(
         rows = torch.cat(
             [members[c][torch.randint(len(members[c]), (pictures_a_group,), generator=generator)] for c in chosen]
         )
-        pixels = spoil(to_pm1(pictures[rows.numpy()], device), generator)
+        clean = to_pm1(pictures[rows.numpy()], device)
+        spoilt = (torch.rand(len(rows), generator=generator) < _SPOILT_SHARE).to(device)
+        pixels = torch.where(spoilt[:, None, None, None], spoil(clean, generator), clean)
         return contrast_groups(embed(pixels), numbers[rows].to(device))
 
     schedule = Schedule(steps=steps, learning_rate=1e-3, warmup_steps=min(100, steps), flat_share=0.3)

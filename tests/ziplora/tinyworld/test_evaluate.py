@@ -1,5 +1,6 @@
 """The evaluation: what it says of made-up outcomes, and that it runs."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,10 +8,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ziplora.methods import METHODS
+from ziplora.export import merge_files
+from ziplora.methods import METHODS, complete_parameters
 from ziplora.tinyworld import evaluate
 from ziplora.tinyworld.evaluate import interval, summary
+from ziplora.tinyworld.evaluate_page import evaluation_page
 from ziplora.tinyworld.trials import Outcome, Placed, Trial
+
+DOCS = Path(__file__).parents[3] / "docs" / "methods"
+EVALUATED = json.loads((DOCS / "evaluated.json").read_text())
+
+
+def test_the_page_shows_the_evaluated_figures() -> None:
+    assert (DOCS / "README.md").read_text() == evaluation_page(EVALUATED)
+
+
+def test_the_default_is_the_method_and_the_setting_that_won_where_settings_are_chosen() -> None:
+    best = max(EVALUATED["tuning"], key=lambda row: row["harmonic"])
+    assert inspect.signature(merge_files).parameters["method"].default == best["method"]
+    defaults = complete_parameters(best["method"], {})
+    assert best["parameters"].items() <= defaults.items()
 
 
 def _outcome(subject: float, style: float) -> Outcome:
