@@ -207,11 +207,15 @@ class Sdxl:
         Effects are added up instead of weights (the conjunction of arXiv 2206.01714): three passes for one, in which
         neither adapter is in the other's way.
         """
+        sides = [
+            {module: layer_branch(layer, self.device) for module, layer in layers.items() if module.part == "unet"}
+            for layers in (subject, style)
+        ]
 
         def add_effects(unet: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor]) -> tuple[Tensor]:
             total = -output[0]
-            for layers in (subject, style):
-                with self.adapted({module: layer for module, layer in layers.items() if module.part == "unet"}):
+            for branches in sides:
+                with self.branched(branches):
                     total = total + unet.forward(*args, **kwargs)[0]
             return (total,)
 

@@ -167,14 +167,14 @@ def _train_contrast(
 def train_subject_encoder(
     work: Path, steps: int, count: int, seed: int, device: torch.device
 ) -> tuple[Dinov2Model, Trained]:
-    """What is drawn, whatever the style: pictures of one figure together."""
+    """What is drawn, whatever the style: pictures of one figure in its own colours together."""
     torch.manual_seed(seed + 50)
     encoder = build_subject_encoder()
     trained = _train_contrast(
         "subject",
         encoder,
         lambda pixels: encoder(pixels).pooler_output,
-        lambda scene: scene.figure,
+        lambda scene: f"{scene.figure} {scene.colour}",
         work,
         steps,
         count,
