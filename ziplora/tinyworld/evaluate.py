@@ -96,8 +96,11 @@ def summary(trial: Trial, direct: Trial) -> dict[str, Any]:
     outcomes = trial.outcomes
     if not outcomes:
         return {"method": trial.method, "parameters": trial.parameters, "failure": trial.failure}
-    harmonic = np.array([outcome.harmonic for outcome in outcomes])
-    gains = harmonic - np.array([outcome.harmonic for outcome in direct.outcomes])
+    places = [
+        (one.harmonic, other.harmonic) for one, other in zip(outcomes, direct.outcomes, strict=True) if one.is_placed
+    ]
+    harmonic = np.array([own for own, _ in places])
+    gains = harmonic - np.array([other for _, other in places])
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(outcome, name) for outcome in outcomes]))
@@ -106,6 +109,7 @@ def summary(trial: Trial, direct: Trial) -> dict[str, Any]:
         "method": trial.method,
         "parameters": trial.parameters,
         "pairs": len(outcomes),
+        "placed": len(places),
         "harmonic": float(harmonic.mean()),
         "harmonic_interval": interval(harmonic),
         "gain": float(gains.mean()),

@@ -11,23 +11,26 @@ def evaluation_page(evaluated: Mapping[str, Any]) -> str:
     """The evaluation as a Markdown page of tables."""
     size = evaluated["size"]
     pictures = size["backgrounds"] * size["seeds"]
+    tuning_pictures = size["backgrounds"] * size["tuning_seeds"]
     count = size["adapters"] ** 2
+    placed, also = (next(row["placed"] for row in evaluated[half] if "pairs" in row) for half in ("reported", "tuning"))
+    prompts = size["backgrounds"]
     sheets = dict.fromkeys(row["method"] for row in evaluated["reported"] if "pairs" in row)
     return f"""# The methods, measured
 
 Written by `python -m ziplora.tinyworld.evaluate` on the tiny world; every pair by itself is in `evaluated.json` beside
 this page. Settings were chosen on {count} pairs of {size["adapters"]} subjects and {size["adapters"]} styles, with
-{size["backgrounds"] * size["tuning_seeds"]} pictures of each. What is reported comes from {count} pairs of the other
-subjects and styles, with {pictures} pictures of each from {
-        size["backgrounds"]
-    } joint prompts, on other backgrounds than
-those of the joint prompts that `ziplora-joint` was fitted to.
+{tuning_pictures} pictures of each. What is reported comes from {count} pairs of the other subjects and styles, with
+{pictures} pictures of each from {prompts} joint prompts, on other backgrounds than those of the joint prompts that
+`ziplora-joint` was fitted to.
 
 A *position* says where a score lies between the base alone (0) and one LoRA alone (1): the subject as the subject
 encoder sees it, the style as the style encoder does. The methods are ranked by the harmonic mean of the two positions
-of each pair, cut to 0..1, averaged over the pairs. The judge takes no part in any of this: it says in which share of
-pictures it names the subject, the style, and both. Drift is what a merge does to pictures of unrelated prompts, as
-1 − cosine of CLIP's embeddings. Intervals are 95 % bootstrap intervals over pairs.
+of each pair, cut to 0..1, averaged over the pairs that can be placed: those whose floors lie at least 0.1 below their
+ceilings, {placed} of the reported pairs and {also} of the others. The judge takes no part in any of this: it says in
+which share of pictures, of all pairs, it names the subject, the style, and both.
+Drift is what a merge does to pictures of unrelated prompts, as 1 − cosine of CLIP's embeddings. Intervals are 95 %
+bootstrap intervals over pairs.
 
 ## On the pairs that nothing was chosen on
 
@@ -41,8 +44,8 @@ pictures it names the subject, the style, and both. Drift is what a merge does t
 
 ## Pictures
 
-The first row is each style alone, the first column each subject alone, all of their own trigger prompts; the others are
-merges, of the joint prompt on a {SHOWN_BACKGROUNDS[0]} background, seed 0.
+The first row is each style alone, the first column each subject alone; the others are merges, of the joint prompt on a
+{SHOWN_BACKGROUNDS[0]} background, seed 0.
 
 {
         "".join(

@@ -31,14 +31,14 @@ from ziplora.recipe import (
 from ziplora.score import Evidence, Metric, Scorer, ScorerSpec, harmonic_mean, load_scorer, position, score_merge
 from ziplora.store import Store
 
-from .adapters import PLANS, AdapterPlan
+from .adapters import PLANS, AdapterPlan, instance_caption
 from .base import GUIDANCE
 from .bundle import load_judge
 from .dataset import Pictures
 from .figures import BACKGROUNDS
 from .judge import Judge, judge_pictures
 from .measure import joint_prompt
-from .world import SIZE
+from .world import SIZE, Scene
 
 REFERENCE_SEEDS = (1000, 1001, 1002, 1003)
 _BASE = "tinyworld"
@@ -47,6 +47,8 @@ SHOWN_BACKGROUNDS = ("black", "mint", "sand")
 """What merges are judged on; what they are fitted to has none, or one of the others."""
 _UNRELATED = ("a red star on a mint background in dots style", "a blue moon on a white background in flat style")
 """Prompts without subject and style: what a merge draws of them should be what the base draws."""
+_LEAST_ROOM = 0.1
+"""Between floor and ceiling, in cosine."""
 _ENCODERS: tuple[tuple[Metric, str], ...] = (("clip-t", "clip"), ("clip-i", "style"), ("dino", "subject"))
 
 
@@ -57,6 +59,14 @@ class Entry:
     plan: AdapterPlan
     file: Path
     references: References
+
+    @property
+    def own_prompts(self) -> list[str]:
+        """What it is asked for alone: a subject on the backgrounds of the merges, a style by its trigger prompt."""
+        if self.plan.role == "style":
+            return [self.plan.trigger_prompt]
+        scenes = [Scene(self.plan.name, None, background, "flat") for background in SHOWN_BACKGROUNDS]
+        return [instance_caption(self.plan, scene) for scene in scenes]
 
     @cached_property
     def sha256(self) -> str:
@@ -99,6 +109,11 @@ class Placed:
     ceiling: float
 
     @property
+    def has_room(self) -> bool:
+        """Whether floor and ceiling are far enough apart for a place between them to mean anything."""
+        return self.ceiling - self.floor >= _LEAST_ROOM
+
+    @property
     def position(self) -> float:
         """0 at the floor, 1 at the ceiling."""
         return position(self.value, self.floor, self.ceiling)
@@ -123,6 +138,11 @@ class Outcome:
     seconds: float
 
     @property
+    def is_placed(self) -> bool:
+        """Whether its harmonic mean counts: it is no method's doing where the base alone scores like the adapter."""
+        return self.subject.has_room and self.style.has_room
+
+    @property
     def harmonic(self) -> float:
         """Of the positions of subject and style."""
         return harmonic_mean(self.subject.position, self.style.position)
@@ -140,8 +160,9 @@ class Trial:
 
     @property
     def harmonic(self) -> float:
-        """Mean over the pairs; a setting that fails is worth nothing."""
-        return float(np.mean([outcome.harmonic for outcome in self.outcomes])) if self.outcomes else 0.0
+        """Mean over the pairs that can be placed; a setting that fails is worth nothing."""
+        placed = [outcome.harmonic for outcome in self.outcomes if outcome.is_placed]
+        return float(np.mean(placed)) if placed else 0.0
 
 
 class World:
@@ -170,11 +191,9 @@ class World:
         return tuning, reported
 
     def alone(self, entry: Entry, seeds: Sequence[int]) -> PreviewResult:
-        """What an adapter draws of its own trigger prompt."""
+        """What an adapter draws by itself, of its own prompts."""
         single = Single(entry.sha256, _BASE, self.base_revision, _DRAWING)
-        return preview_single(
-            single, _request((entry.plan.trigger_prompt,), seeds), entry.file, self.backbone, self.store
-        )
+        return preview_single(single, _request(entry.own_prompts, seeds), entry.file, self.backbone, self.store)
 
     def by_base(self, prompts: Sequence[str], seeds: Sequence[int]) -> PreviewResult:
         """What the base draws without any adapter."""

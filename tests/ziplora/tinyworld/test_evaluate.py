@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,16 @@ def _outcome(subject: float, style: float) -> Outcome:
 def test_a_merge_without_its_style_is_worth_nothing() -> None:
     assert _outcome(1.0, 0.0).harmonic == 0.0
     assert _outcome(0.5, 0.5).harmonic == 0.5
+
+
+def test_a_pair_whose_floor_is_at_its_ceiling_counts_for_no_method() -> None:
+    nowhere = replace(_outcome(0.9, 0.9), subject=Placed(0.7, 0.6, 0.58))
+    direct = Trial("direct", {}, (_outcome(0.5, 0.5), nowhere), None)
+    other = Trial("ziplora", {}, (_outcome(0.7, 0.7), replace(nowhere, subject=Placed(0.1, 0.6, 0.58))), None)
+    assert direct.harmonic == 0.5
+    row = summary(other, direct)
+    assert (row["pairs"], row["placed"]) == (2, 1)
+    assert row["gain"] == pytest.approx(0.2)
 
 
 def test_an_interval_holds_the_mean_and_narrows_with_the_pairs() -> None:
