@@ -65,6 +65,12 @@ class Job:
         """The settings' prompts with this pair in them."""
         return joint_prompts(templates, self.subject.slot, self.style.slot)
 
+    def subject_prompts(self, templates: Sequence[str]) -> tuple[str, ...]:
+        """The same without the style: what the subject alone is drawn of, in the merge's own surroundings."""
+        own = [template for template in templates if "{subject}" in template]
+        filled = joint_prompts(own, self.subject.slot, "")
+        return tuple(" ".join(prompt.split()) for prompt in filled) or (self.subject.prompt,)
+
 
 @dataclass(frozen=True)
 class Skipped:

@@ -110,8 +110,8 @@ class Worker:
         return Pictures(
             merged,
             self.draw_single(alone, request, None),
-            self._alone(job.subject, previews.seeds),
-            self._alone(job.style, previews.seeds),
+            self._alone(job.subject, job.subject_prompts(previews.prompts), previews.seeds),
+            self._alone(job.style, (job.style.prompt,), previews.seeds),
         )
 
     def draw_merge(self, job: Job, request: PreviewRequest) -> PreviewResult:
@@ -122,14 +122,16 @@ class Worker:
         """Pictures of one adapter alone, or of the base alone."""
         return preview_single(single, request, adapter, self.backbone, self.store)
 
-    def _alone(self, adapter: Input, seeds: tuple[int, ...]) -> PreviewResult:
+    def _alone(self, adapter: Input, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> PreviewResult:
         single = Single(adapter.sha256, self.base.model, self.base.revision, self.drawing)
-        request = PreviewRequest((adapter.prompt,), seeds, self.drawing)
+        request = PreviewRequest(prompts, seeds, self.drawing)
         return self.draw_single(single, request, adapter.file)
 
     def _references(self, adapter: Input) -> References:
         """An adapter's own pictures; failing these, some that it draws of its prompt, with seeds of their own."""
-        return adapter.references or References(self._alone(adapter, _REFERENCE_SEEDS).paths, "drawn")
+        return adapter.references or References(
+            self._alone(adapter, (adapter.prompt,), _REFERENCE_SEEDS).paths, "drawn"
+        )
 
     def score(self, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
         """What every scorer sees in every picture."""

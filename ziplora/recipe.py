@@ -286,7 +286,7 @@ class ScoreRow:
     """One picture of a merge as one scorer sees it.
 
     Floor is the mean over the base's pictures of the same prompts, ceiling the mean over the pictures that a LoRA
-    alone makes of its own prompt: the same in all rows of one merge and scorer.
+    alone makes of its own prompts: the same in all rows of one merge and scorer.
     """
 
     scorer_id: str

@@ -164,7 +164,7 @@ class Evidence:
     base: PreviewResult
     """The base alone on the same prompts and seeds."""
     subject: PreviewResult
-    """The subject LoRA alone on its own prompt."""
+    """The subject LoRA alone, in the surroundings of the merge."""
     style: PreviewResult
     """The style LoRA alone on its own prompt."""
     subject_references: References

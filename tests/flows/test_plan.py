@@ -149,6 +149,15 @@ def test_prompts_are_filled_with_the_slots() -> None:
     )
 
 
+def test_a_subject_alone_is_drawn_in_the_surroundings_of_its_merges() -> None:
+    job = _planned(_settings()).jobs[0]
+    assert job.subject_prompts(["{subject} on snow {style}", "a {style} {subject}"]) == (
+        "a sks cat on snow",
+        "a a sks cat",
+    )
+    assert job.subject_prompts(["{style}"]) == ("a sks cat",)
+
+
 def test_joint_prompts_are_in_the_recipes_of_methods_that_need_them() -> None:
     settings = _settings(
         methods=[{"method": "ziplora-joint"}, {"method": "direct"}],
