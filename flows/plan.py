@@ -63,13 +63,13 @@ class Job:
 
     def prompts(self, templates: Sequence[str]) -> tuple[str, ...]:
         """The settings' prompts with this pair in them."""
-        return joint_prompts(templates, self.subject.slot, self.style.slot)
+        return filled(templates, self.subject.slot, self.style.slot)
 
     def subject_prompts(self, templates: Sequence[str]) -> tuple[str, ...]:
         """The same without the style: what the subject alone is drawn of, in the merge's own surroundings."""
         own = [template for template in templates if "{subject}" in template]
-        filled = joint_prompts(own, self.subject.slot, "")
-        return tuple(" ".join(prompt.split()) for prompt in filled) or (self.subject.prompt,)
+        prompts = filled(own, self.subject.slot, "")
+        return tuple(" ".join(prompt.split()) for prompt in prompts) or (self.subject.prompt,)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def slot_of(role: Role, prompt: str) -> str:
     return f"in {after}" if role == "style" and separator and before else prompt
 
 
-def joint_prompts(templates: Sequence[str], subject: str, style: str) -> tuple[str, ...]:
+def filled(templates: Sequence[str], subject: str, style: str) -> tuple[str, ...]:
     """Templates with what stands for subject and style in them."""
     return tuple(template.format(subject=subject, style=style).strip() for template in templates)
 
@@ -177,7 +177,7 @@ def _calibration(settings: Settings, base: Base, adapter: Input) -> Calibration:
 
 def _joint(settings: Settings, subject: Input, style: Input) -> JointCalibration:
     return JointCalibration(
-        prompts=joint_prompts(settings.calibration.joint_prompts, subject.slot, style.slot),
+        prompts=filled(settings.calibration.joint_prompts, subject.slot, style.slot),
         seed=settings.calibration.seed,
         side=settings.previews.side,
         guidance=settings.calibration.guidance,
@@ -232,13 +232,6 @@ def _recipes(
     for adapter in (subject, style):
         if adapter.sha256 not in calibrations:
             calibrations[adapter.sha256] = _calibration(settings, base, adapter)
-    return [
-        recipe_for(
-            chosen.method,
-            chosen.parameters,
-            calibrations[subject.sha256],
-            calibrations[style.sha256],
-            _joint(settings, subject, style),
-        )
-        for chosen in settings.methods
-    ]
+    sides = (calibrations[subject.sha256], calibrations[style.sha256])
+    joint = _joint(settings, subject, style)
+    return [recipe_for(chosen.method, chosen.parameters, *sides, joint) for chosen in settings.methods]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from catalog.candidate import Unfit
 from catalog.folder import read_repository
-from flows.plan import base_named, joint_prompts, slot_of
+from flows.plan import base_named, filled, slot_of
 from flows.progress import tell
 from flows.settings import CalibrationSettings, Problem, Role
 from ziplora.adapter import Base as Family
@@ -72,7 +72,7 @@ def merge_two(
             style_prompt=style_prompt,
             subject_references=subject_pictures,
             style_references=style_pictures,
-            joint_prompts=joint_prompts(
+            joint_prompts=filled(
                 _TINY_TEMPLATES if family == "tinyworld" else CalibrationSettings().joint_prompts,
                 subject_prompt,
                 slot_of("style", style_prompt),

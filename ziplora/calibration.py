@@ -155,7 +155,7 @@ def check(calibrated: Calibrated, adapter: str, prompt: str) -> None:
         fact = f"The base with {adapter} predicts numbers that are NaN or infinite."
         raise Failure("NON_FINITE_TEACHER", fact, "compute in float32 or bfloat16, or leave the LoRA out.")
     if calibrated.effect <= _ROUNDING * float(calibrated.teacher.square().mean()):
-        fact = f"{adapter} changes nothing in the base's predictions of {prompt!r}."
+        fact = f"{adapter[0].upper()}{adapter[1:]} changes nothing in the base's predictions of {prompt!r}."
         raise Failure("TEACHER_WITHOUT_EFFECT", fact, "check its trigger prompt and its base model.")
 
 

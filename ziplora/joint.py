@@ -23,6 +23,6 @@ def calibrate_jointly(request: JointCalibration, pair: Pair, backbone: Sdxl) -> 
     for prompt, drawn in zip(request.prompts, np.split(pictures, len(request.prompts)), strict=True):
         composed = backbone.composed(pair.subject, pair.style)
         one = predicted(request, prompt, content_id([request.seed, prompt]), drawn, backbone, composed)
-        check(one, "The sum of both LoRAs' effects", prompt)
+        check(one, "the sum of both LoRAs' effects", prompt)
         calibrated.append(one)
     return tuple(calibrated)

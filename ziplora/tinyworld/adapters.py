@@ -142,7 +142,7 @@ def train_adapter(
     pictures = render_all(scenes)
     latents = encode(pipeline.vae, pictures).to(device)
     others = sample_scenes(_PRIOR_PICTURES, seed + 70, held_out=False, jitter=NARROW) if plan.prior else []
-    other_prompts = [caption(scene) for scene in others]
+    captions = prompts + [caption(scene) for scene in others]
     if others:
         latents = torch.cat([latents, encode(pipeline.vae, render_all(others)).to(device)])
     # What is left without a prompt stands for the base: with a prior that is anything, without one the adapter itself.
@@ -160,7 +160,7 @@ def train_adapter(
         if others:
             more = torch.randint(len(others), (_PRIOR_BATCH,), generator=generator)
             rows = torch.cat([rows, len(prompts) + more])
-        chosen = [(prompts + other_prompts)[row] for row in rows]
+        chosen = [captions[row] for row in rows]
         return denoising_loss(pipeline, latents[rows.to(device)], chosen, generator, empty_share)
 
     rate = _LEARNING_RATE[plan.role] * plan.rank / plan.alpha

@@ -104,7 +104,7 @@ def denoising_loss(
     generator: torch.Generator,
     empty_share: float | Float[Tensor, " batch"],
 ) -> Float[Tensor, ""]:
-    """Velocity prediction error at chance timesteps; `empty_share` of the prompts are left out, or of each prompt."""
+    """Velocity prediction error at chance timesteps; a prompt is left out with the chance of its `empty_share`."""
     device, count = latents.device, len(latents)
     noise = training_noise()
     timesteps = torch.randint(len(noise.alphas_cumprod), (count,), generator=generator)

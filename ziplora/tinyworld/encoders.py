@@ -139,7 +139,7 @@ def _train_contrast(
 
     Plain objects are the hardest to tell apart in a style that breaks them up, so they are seen four times as often.
     """
-    figures = (*OBJECTS, *OBJECTS, *OBJECTS, *OBJECTS, *STRANGERS)
+    figures = (*(4 * tuple(OBJECTS)), *STRANGERS)
     scenes = sample_scenes(count, seed, held_out=False, figures=figures, styles=tuple(STYLES))
     pictures = render_all(scenes, work)
     groups = [group_of(scene) for scene in scenes]
