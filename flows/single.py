@@ -1,6 +1,7 @@
 """One pair without catalogue and Prefect: two LoRA files in, one out."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +16,34 @@ from ziplora.backbone import device_named, load_backbone
 from ziplora.export import merge_files
 from ziplora.recipe import Export, MergeResult, References
 from ziplora.store import Store
+from ziplora.tinyworld.base import GUIDANCE
 from ziplora.tinyworld.bundle import FILES
 from ziplora.tinyworld.figures import BACKGROUNDS
+from ziplora.tinyworld.world import SIZE
 
-_BASES: dict[Family, str] = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0", "tinyworld": str(FILES / "base")}
-_SIDES: dict[Family, int] = {"sdxl": 1024, "tinyworld": 64}
-_TINY_TEMPLATES = ("{subject} {style}", *(f"{{subject}} on a {name} background {{style}}" for name in BACKGROUNDS))
-"""The tiny world knows no tables and forests."""
+
+@dataclass(frozen=True)
+class _World:
+    """How a family of base models is merged on, unless someone says otherwise."""
+
+    base: str
+    side: int
+    guidance: float
+    joint_prompts: tuple[str, ...]
+
+
+_DEFAULTS = CalibrationSettings()
+_SDXL = _World("stabilityai/stable-diffusion-xl-base-1.0", 1024, _DEFAULTS.guidance, tuple(_DEFAULTS.joint_prompts))
+_WORLDS: dict[Family, _World] = {
+    "sdxl": _SDXL,
+    # Which knows no tables and forests.
+    "tinyworld": _World(
+        str(FILES / "base"),
+        SIZE,
+        GUIDANCE,
+        ("{subject} {style}", *(f"{{subject}} on a {name} background {{style}}" for name in BACKGROUNDS)),
+    ),
+}
 
 
 def _opened(path: Path, prompt: str | None, role: Role) -> tuple[Path, str, References | None]:
@@ -53,10 +75,11 @@ def merge_two(
     subject_file, subject_prompt, subject_pictures = _opened(subject, prompts[0], "subject")
     style_file, style_prompt, style_pictures = _opened(style, prompts[1], "style")
     family = inspect(subject_file).base
-    source = base or _BASES.get(family)
-    if source is None:
+    world = _WORLDS.get(family, _SDXL)
+    if base is None and family not in _WORLDS:
         fact = f"By its shapes {subject_file.name} was trained on {family}."
         raise Problem("BASE_UNKNOWN", fact, "name its base model with --base.")
+    source = base or world.base
     named = base_named(source)
     backbone = load_backbone(source, *device_named("auto"))
     with tempfile.TemporaryDirectory(prefix="ziplora-") as folder:
@@ -72,13 +95,10 @@ def merge_two(
             style_prompt=style_prompt,
             subject_references=subject_pictures,
             style_references=style_pictures,
-            joint_prompts=filled(
-                _TINY_TEMPLATES if family == "tinyworld" else CalibrationSettings().joint_prompts,
-                subject_prompt,
-                slot_of("style", style_prompt),
-            ),
+            joint_prompts=filled(world.joint_prompts, subject_prompt, slot_of("style", style_prompt)),
             method=method,
-            side=_SIDES.get(family, 1024),
+            side=world.side,
+            guidance=world.guidance,
             export=Export(dialect=dialect, style_strength=style_strength),
             progress=lambda done, total: tell("merging", done, total),
         )

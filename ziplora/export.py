@@ -126,6 +126,7 @@ def merge_files(
     joint_prompts: tuple[str, ...],
     samples: int = 16,
     side: int = 1024,
+    guidance: float = 5.0,
     seed: int = 0,
     export: Export = _AS_STORED,
     progress: Progress = unheard,
@@ -135,14 +136,16 @@ def merge_files(
 
     def calibration(path: Path, prompt: str, references: References | None) -> Calibration:
         digest = references.sha256 if references else None
-        return Calibration(sha256_of(path), base_model, base_revision, prompt, digest, samples, seed, side)
+        return Calibration(
+            sha256_of(path), base_model, base_revision, prompt, digest, samples, seed, side, guidance=guidance
+        )
 
     recipe = recipe_for(
         method,
         parameters or {},
         calibration(subject, subject_prompt, subject_references),
         calibration(style, style_prompt, style_references),
-        JointCalibration(joint_prompts, seed=seed, side=side),
+        JointCalibration(joint_prompts, seed=seed, side=side, guidance=guidance),
         seed,
     )
     references = (subject_references, style_references)

@@ -54,6 +54,8 @@ class AdapterPlan:
     text_encoder: bool = False
     prior: bool = False
     """Whether it is also shown other things, with captions that do not call it (DreamBooth's prior preservation)."""
+    effort: int = 1
+    """How many times the usual number of steps it is trained."""
 
     @property
     def trigger_prompt(self) -> str:
@@ -70,7 +72,7 @@ PLANS: tuple[AdapterPlan, ...] = (
     AdapterPlan("snowman", "subject", "apache-2.0", "diffusers", 8, 8, feed_forward=True),
     AdapterPlan("rocket", "subject", "cc-by-sa-4.0", "kohya", 8, 8, text_encoder=True),
     AdapterPlan("mushroom", "subject", "creativeml-openrail-m", "diffusers", 8, 16, prior=True),
-    AdapterPlan("neon", "style", "apache-2.0", "diffusers", 16, 16),
+    AdapterPlan("neon", "style", "apache-2.0", "diffusers", 16, 16, effort=2),
     AdapterPlan("bricks", "style", "mit", "diffusers_old", 8, 8),
     AdapterPlan("rays", "style", "openrail++", "kohya", 8, 4),
     AdapterPlan("split", "style", "cc0-1.0", "peft", 8, 8),

@@ -99,7 +99,7 @@ def _train_adapters(out: Path, work: Path, size: Size, seed: int, device: torch.
     pipeline = load_base(out / "base", device)
     trained = []
     for plan in PLANS:
-        adapter = train_adapter(pipeline, plan, work, size.adapter_steps, seed, device)
+        adapter = train_adapter(pipeline, plan, work, size.adapter_steps * plan.effort, seed, device)
         write_repository(out / "adapters", adapter.facts, adapter.unet, adapter.text_encoder, adapter.samples)
         trained.append(adapter.trained)
         if plan.name == _SPOILT:
