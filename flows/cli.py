@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file of settings")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
+Rank = Annotated[int | None, typer.Option(help="cut layers to this rank by SVD; says what that loses")]
 CatalogueUrl = Annotated[str, typer.Option("--catalogue", envvar="ZIPLORA_CATALOGUE", help="its URL")]
 _HERE = "sqlite:///catalog.sqlite"
 _INTERRUPTED = 130
@@ -147,19 +149,23 @@ def merge(
     subject_prompt: Annotated[str | None, typer.Option(help="calls the subject up; the card's if not given")] = None,
     style_prompt: Annotated[str | None, typer.Option(help="calls the style up; the card's if not given")] = None,
     style_strength: Annotated[float, typer.Option(help="0 without the style, 1 as merged")] = 1.0,
+    rank: Rank = None,
     dialect: Annotated[Literal["diffusers", "kohya"], typer.Option(help="names of the tensors")] = "diffusers",
     as_json: AsJson = False,
 ) -> None:
     """One pair, files in, file out: no catalogue, no Prefect."""
     from flows import show
     from flows.single import merge_two
+    from ziplora.recipe import Export
 
+    chosen = Export(dialect=dialect, style_strength=style_strength, rank=rank)
     with show.progress_bars():
-        result = merge_two(subject, style, out, base, method, (subject_prompt, style_prompt), dialect, style_strength)
+        result, exported = merge_two(subject, style, out, base, method, (subject_prompt, style_prompt), chosen)
     if as_json:
-        show.print_json(result)
+        show.print_json({**asdict(result), "export": exported})
     else:
-        show.OUT.print(f"{out}: rank {result.rank}, {result.merged} layers merged, {result.seconds:.1f} s")
+        show.OUT.print(f"{out}: rank {exported.rank}, {result.merged} layers merged, {result.seconds:.1f} s")
+        show.print_cut(exported)
 
 
 @app.command()
@@ -264,6 +270,7 @@ def export(
     dialect: Annotated[Literal["diffusers", "kohya"], typer.Option(help="names of the tensors")] = "diffusers",
     precision: Annotated[Literal["float16", "float32"], typer.Option(help="of the tensors")] = "float16",
     style_strength: Annotated[float, typer.Option(help="0 without the style, 1 as merged")] = 1.0,
+    rank: Rank = None,
     catalogue: CatalogueUrl = _HERE,
     as_json: AsJson = False,
 ) -> None:
@@ -274,13 +281,15 @@ def export(
     from flows.results import export_merge
     from ziplora.recipe import Export
 
+    chosen = Export(dialect=dialect, precision=precision, style_strength=style_strength, rank=rank)
     opened = open_catalogue(catalogue)
-    chosen = Export(dialect=dialect, precision=precision, style_strength=style_strength)
-    sha256 = export_merge(opened, find_merge(opened, item), out, chosen)
+    exported = export_merge(opened, find_merge(opened, item), out, chosen)
     if as_json:
-        show.print_json({"file": out, "sha256": sha256, "size_bytes": out.stat().st_size})
+        show.print_json({"file": out, **asdict(exported)})
     else:
-        show.OUT.print(f"{out}  {out.stat().st_size:,} bytes  sha256 {sha256}", highlight=False, soft_wrap=True)
+        said = f"{out}  {exported.size_bytes:,} bytes  sha256 {exported.sha256}"
+        show.OUT.print(said, highlight=False, soft_wrap=True)
+        show.print_cut(exported)
 
 
 @app.command()

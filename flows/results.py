@@ -32,7 +32,7 @@ from flows.shared_store import adapter_files, merge_files, mirror_of
 from ziplora.export import materialise
 from ziplora.failure import Failure
 from ziplora.merge import finished
-from ziplora.recipe import Drawing, Export, Recipe, Single
+from ziplora.recipe import Drawing, Export, Exported, Recipe, Single
 from ziplora.store import Store
 
 
@@ -83,8 +83,8 @@ def merged(catalogue: Catalogue, settings: Settings, merge_id: str) -> Merged:
     return Merged(recipe, *parents)
 
 
-def export_merge(catalogue: Catalogue, merge_id: str, out: Path, export: Export) -> str:
-    """Write the adapter file of a finished merge; gives back its sha256."""
+def export_merge(catalogue: Catalogue, merge_id: str, out: Path, export: Export) -> Exported:
+    """Write the adapter file of a finished merge."""
     settings = settings_of(catalogue)
     found = merged(catalogue, settings, merge_id)
     return materialise(found.recipe, found.subject.file, found.style.file, Store(settings.store_folder), out, export)

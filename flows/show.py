@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # they bring torch, and whoever asks the catalogue waits for 
     from flows.nightly import Report
     from flows.plan import Plan
     from flows.scan import Found
+    from ziplora.recipe import Exported
 
 OUT, ERR = Console(), Console(stderr=True)
 
@@ -120,6 +121,15 @@ def print_plan(planned: "Plan", seconds: float | None) -> None:
         print_reason("skipped     ", f"{one.reason.code}  {one.job.name}", one.reason)
     finished = len(planned.finished)
     OUT.print(f"{finished} finished before, {planned.blocked} blocked, {planned.postponed} beyond the limit")
+
+
+def print_cut(exported: "Exported") -> None:
+    """What a smaller rank cost, if layers were cut."""
+    if exported.rank_error is not None:
+        said = (
+            f"Cut to rank {exported.rank}: off by {exported.rank_error:.2%} of the merge, the style's strength fixed."
+        )
+        OUT.print(said, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from catalog.candidate import Unfit
 from catalog.folder import read_repository
@@ -14,7 +13,7 @@ from ziplora.adapter import Base as Family
 from ziplora.adapter import inspect
 from ziplora.backbone import device_named, load_backbone
 from ziplora.export import merge_files
-from ziplora.recipe import Export, MergeResult, References
+from ziplora.recipe import Export, Exported, MergeResult, References
 from ziplora.store import Store
 from ziplora.tinyworld.base import GUIDANCE
 from ziplora.tinyworld.bundle import FILES
@@ -68,9 +67,8 @@ def merge_two(
     base: str | None,
     method: str,
     prompts: tuple[str | None, str | None],
-    dialect: Literal["diffusers", "kohya"],
-    style_strength: float,
-) -> MergeResult:
+    export: Export,
+) -> tuple[MergeResult, Exported]:
     """Merge two files, or repository folders, into an adapter file."""
     subject_file, subject_prompt, subject_pictures = _opened(subject, prompts[0], "subject")
     style_file, style_prompt, style_pictures = _opened(style, prompts[1], "style")
@@ -83,7 +81,7 @@ def merge_two(
     named = base_named(source)
     backbone = load_backbone(source, *device_named("auto"))
     with tempfile.TemporaryDirectory(prefix="ziplora-") as folder:
-        _, result = merge_files(
+        _, result, exported = merge_files(
             subject_file,
             style_file,
             out,
@@ -99,7 +97,7 @@ def merge_two(
             method=method,
             side=world.side,
             guidance=world.guidance,
-            export=Export(dialect=dialect, style_strength=style_strength),
+            export=export,
             progress=lambda done, total: tell("merging", done, total),
         )
-    return result
+    return result, exported

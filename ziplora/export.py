@@ -15,8 +15,19 @@ from .keys import Module, diffusers_key, kohya_key
 from .merge import merge, merged_of
 from .methods import recipe_for
 from .methods.solution import Progress, unheard
-from .recipe import Calibration, Export, JointCalibration, MergeResult, Parameter, Recipe, References, sha256_of
+from .recipe import (
+    Calibration,
+    Export,
+    Exported,
+    JointCalibration,
+    MergeResult,
+    Parameter,
+    Recipe,
+    References,
+    sha256_of,
+)
 from .store import Store, write_tensors
+from .truncation import truncated
 
 _CONFIG_KEY = "lora_adapter_metadata"
 """Where diffusers looks for PEFT's configuration."""
@@ -25,20 +36,33 @@ _AS_STORED = Export()
 
 def materialise(
     recipe: Recipe, subject: Path, style: Path, store: Store, out: Path, export: Export = _AS_STORED
-) -> str:
-    """Write the adapter file of a finished merge from its coefficients and its parents; gives back its sha256."""
-    layers = merged_of(recipe, subject, style, store, export.style_strength)
-    write_adapter(out, layers, export, provenance(recipe, export))
-    return sha256_of(out)
+) -> Exported:
+    """Write the adapter file of a finished merge from its coefficients and its parents."""
+    layers, error = merged_of(recipe, subject, style, store, export.style_strength), None
+    if export.rank is not None and export.rank < _largest_rank(layers):
+        layers, error = truncated(layers, export.rank)
+    write_adapter(out, layers, export, provenance(recipe, export, error))
+    return Exported(sha256_of(out), out.stat().st_size, _largest_rank(layers), error)
 
 
-def provenance(recipe: Recipe, export: Export) -> dict[str, str]:
-    """What the file says of its origin: enough to make it again."""
-    return {
+def _largest_rank(layers: Mapping[Module, Layer]) -> int:
+    return max(layer.rank for layer in layers.values())
+
+
+def provenance(recipe: Recipe, export: Export, rank_error: float | None) -> dict[str, str]:
+    """What the file says of its origin: enough to make it again; the error if layers were cut."""
+    origin = {
         "ziplora.merge_id": recipe.merge_id,
         "ziplora.recipe": recipe.to_json(),
         "ziplora.style_strength": repr(export.style_strength),
     }
+    if rank_error is not None:
+        origin |= {
+            "ziplora.rank": str(export.rank),
+            "ziplora.rank_error": f"{rank_error:.6f}",
+            "ziplora.style_knob": "fixed: layers that were cut hold subject and style at once",
+        }
+    return origin
 
 
 def write_adapter(path: Path, layers: Mapping[Module, Layer], export: Export, metadata: Mapping[str, str]) -> None:
@@ -131,7 +155,7 @@ def merge_files(
     export: Export = _AS_STORED,
     progress: Progress = unheard,
     allow_outliers: bool = False,
-) -> tuple[Recipe, MergeResult]:
+) -> tuple[Recipe, MergeResult, Exported]:
     """Two adapter files in, one out; calibrations and coefficients stay in the store, perhaps a temporary one."""
 
     def calibration(path: Path, prompt: str, references: References | None) -> Calibration:
@@ -150,5 +174,4 @@ def merge_files(
     )
     references = (subject_references, style_references)
     result = merge(recipe, subject, style, backbone, store, *references, progress, allow_outliers)
-    materialise(recipe, subject, style, store, out, export)
-    return recipe, result
+    return recipe, result, materialise(recipe, subject, style, store, out, export)

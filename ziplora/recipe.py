@@ -6,10 +6,13 @@ not. Standard library only: whoever plans or reads results needs no torch.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from .failure import Failure
 
 Role = Literal["subject", "style"]
 Parameter = bool | int | float | str
@@ -152,6 +155,31 @@ class Export:
     precision: Literal["float16", "float32"] = "float16"
     style_strength: float = 1.0
     """The paper's w_s: 0 leaves nothing but the subject's part, 1 is the merge as it was learned."""
+    rank: int | None = None
+    """The most that a layer may have; None leaves subject and style apart, each at its own rank.
+
+    A layer that had to be cut holds both at once, so the style's strength comes before and is fixed from then on.
+    """
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.style_strength):
+            fact = f"A style strength of {self.style_strength} is not a finite number."
+            raise Failure("EXPORT_INVALID", fact, "1 is the merge as it was learned, 0 is without the style.")
+        if self.rank is not None and self.rank < 1:
+            fact = f"A file of rank {self.rank} holds nothing."
+            raise Failure("EXPORT_INVALID", fact, "ask for a rank of at least 1, or for none to lose nothing.")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    sha256: str
+    size_bytes: int
+    rank: int
+    """Of the largest layer in the file."""
+    rank_error: float | None
+    """‖merge − file‖ / ‖merge‖ in Frobenius norm over all layers, numbers not yet rounded; None if no layer was cut."""
 
 
 @dataclass(frozen=True)

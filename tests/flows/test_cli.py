@@ -98,6 +98,21 @@ def test_an_export_is_the_same_file_each_time(
     assert all(name.startswith("lora_unet_") for name in load_file(kohya))
 
 
+def test_an_export_of_a_smaller_rank_says_what_it_lost(
+    merge_id: str, at: tuple[str, str], ziplora: Ziplora, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    uncut = ziplora("export", merge_id, "-o", whole, *at, "--json").document
+    said = ziplora("export", merge_id, "-o", cut, "--rank", "3", *at, "--json").document
+    assert (uncut["rank"], uncut["rank_error"]) == (8, None)
+    assert said["rank"] == 3
+    assert 0 < said["rank_error"] < 1
+    assert said["size_bytes"] < uncut["size_bytes"]
+    people = ziplora("export", merge_id, "-o", cut, "--rank", "3", *at).out.splitlines()
+    assert people[1:] == [f"Cut to rank 3: off by {said['rank_error']:.2%} of the merge, the style's strength fixed."]
+    assert len(ziplora("export", merge_id, "-o", whole, "--rank", "8", *at).out.splitlines()) == 1
+
+
 def test_the_gallery_is_written_again(night: tuple[Place, Report], at: tuple[str, str], ziplora: Ziplora) -> None:
     assert Path(ziplora("gallery", *at, "--json").document["gallery"]).is_file()
     assert ziplora("gallery", *at).out.startswith("file://")
@@ -130,10 +145,14 @@ def test_two_folders_are_merged_without_catalogue_or_prefect(world: Path, ziplor
     base = ("--base", world / "base", "--method", "direct")
     said = ziplora("merge", *pair, "-o", out, *base, "--json")
     assert said.code == 0, said.err
-    assert said.document["rank"] == 8
+    assert said.document["rank"] == said.document["export"]["rank"] == 8
+    assert said.document["export"]["rank_error"] is None
     assert load_file(out)
     people = ziplora("merge", *pair, "-o", out, *base)
     assert "rank 8" in people.out
+    cut = ziplora("merge", *pair, "-o", out, *base, "--rank", "5")
+    assert "rank 5," in cut.out
+    assert "Cut to rank 5: off by" in cut.out
 
 
 @pytest.mark.parametrize(
@@ -145,6 +164,9 @@ def test_two_folders_are_merged_without_catalogue_or_prefect(world: Path, ziplor
         (["show", "ffffffff", "AT"], "NAME_UNKNOWN", 2),
         (["why", "ffffffff", "AT"], "NAME_UNKNOWN", 2),
         (["export", "ffffffff", "-o", "x.safetensors", "AT"], "NAME_UNKNOWN", 2),
+        (["export", "ffffffff", "-o", "x.safetensors", "--rank", "0", "AT"], "EXPORT_INVALID", 2),
+        (["export", "ffffffff", "-o", "x.safetensors", "--style-strength", "nan", "AT"], "EXPORT_INVALID", 2),
+        (["merge", "nowhere", "nowhere", "-o", "x.safetensors", "--rank", "-1"], "EXPORT_INVALID", 2),
         (["publish", "ffffffff", "AT"], "NAME_UNKNOWN", 2),
         (["request", "robot", "ghost", "AT"], "NAME_UNKNOWN", 2),
         (["pick", "--subject", "ghost", "AT"], "NAME_UNKNOWN", 2),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,22 @@ from torch import nn
 
 from ziplora.adapter import Layer, read
 from ziplora.backbone import Sdxl
-from ziplora.export import materialise, merge_files, write_adapter
+from ziplora.export import materialise, merge_files, provenance, write_adapter
 from ziplora.failure import Failure
 from ziplora.keys import Module
 from ziplora.merge import merge, merged_of
+from ziplora.pair import Coefficients, Pair, merged_layers
 from ziplora.recipe import Drawing, Export, Recipe, sha256_of
 from ziplora.store import Store
+from ziplora.truncation import truncated
 
 from .conftest import SIDE, Lora, recipe_of
 
 DRAWING = Drawing(steps=3, guidance=5.0, side=SIDE)
 WANTED = [("a sks robot in neon style", 1), ("a sks robot", 2)]
+CONVOLUTION = Module("unet", "down_blocks.0.downsamplers.0.conv")
+POINT = Module("unet", "up_blocks.0.resnets.0.conv_shortcut")
+MATRIX = Module("unet", "mid_block.attentions.0.transformer_blocks.0.ff.net.2")
 Picture = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -94,15 +100,29 @@ def test_stock_diffusers_draws_the_merge(
     assert difference < tolerance < seen, f"max abs difference {difference:.2g}; the merge itself changes {seen:.2g}"
 
 
-@pytest.mark.parametrize("export", [Export(), Export("kohya", "float32", 0.7)])
+@pytest.mark.parametrize("export", [Export(), Export("kohya", "float32", 0.7), Export("kohya", "float32", 0.7, 3)])
 def test_the_same_bytes_each_time(
     export: Export, made: tuple[Recipe, Store], subject: Lora, style: Lora, tmp_path: Path
 ) -> None:
     recipe, store = made
     paths = [tmp_path / name for name in ("one.safetensors", "two.safetensors")]
-    hashes = [materialise(recipe, subject.path, style.path, store, path, export) for path in paths]
+    exported = [materialise(recipe, subject.path, style.path, store, path, export) for path in paths]
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert hashes == [sha256_of(path) for path in paths]
+    assert [one.sha256 for one in exported] == [sha256_of(path) for path in paths]
+    assert [one.size_bytes for one in exported] == [path.stat().st_size for path in paths]
+
+
+def test_a_cut_file_is_the_same_however_many_threads(
+    made: tuple[Recipe, Store], subject: Lora, style: Lora, tmp_path: Path
+) -> None:
+    recipe, store = made
+    threads, exported = torch.get_num_threads(), set()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        path = tmp_path / "merged.safetensors"
+        exported.add(materialise(recipe, subject.path, style.path, store, path, Export(rank=3)).sha256)
+    torch.set_num_threads(threads)
+    assert len(exported) == 1
 
 
 def test_the_file_says_where_it_comes_from(
@@ -141,9 +161,66 @@ def test_kohya_files_have_one_alpha(made: tuple[Recipe, Store], subject: Lora, s
         torch.testing.assert_close(layer.delta(), wanted[module].delta())
 
 
-CONVOLUTION = Module("unet", "down_blocks.0.downsamplers.0.conv")
-POINT = Module("unet", "up_blocks.0.resnets.0.conv_shortcut")
-MATRIX = Module("unet", "mid_block.attentions.0.transformer_blocks.0.ff.net.2")
+@pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
+def test_a_file_of_a_smaller_rank_draws_too(
+    dialect: Any,
+    made: tuple[Recipe, Store],
+    subject: Lora,
+    style: Lora,
+    backbone: Sdxl,
+    base_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe, store = made
+    path = tmp_path / "merged.safetensors"
+    exported = materialise(recipe, subject.path, style.path, store, path, Export(dialect, "float32", 0.5, rank=3))
+    layers, error = truncated(merged_of(recipe, subject.path, style.path, store, 0.5), 3)
+    assert (exported.rank, exported.rank_error) == (3, error)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ziplora.rank"], metadata["ziplora.rank_error"]) == ("3", f"{error:.6f}")
+    assert "fixed" in metadata["ziplora.style_knob"]
+    assert read(path).facts.ranks == (2, 3)
+    with backbone.adapted(layers):
+        wanted = backbone.draw(WANTED, DRAWING)
+    difference = float(np.abs(stock_pictures(base_folder, path, caplog) - wanted).max())
+    assert difference < 1e-4, f"max abs difference {difference:.2g}"
+
+
+def test_a_rank_that_every_layer_has_changes_no_byte(
+    made: tuple[Recipe, Store], subject: Lora, style: Lora, tmp_path: Path
+) -> None:
+    recipe, store = made
+    path = tmp_path / "merged.safetensors"
+    exported = {
+        materialise(recipe, subject.path, style.path, store, path, Export(rank=rank)) for rank in (None, 12, 400)
+    }
+    assert len(exported) == 1
+    assert exported.pop().rank_error is None
+
+
+@pytest.mark.parametrize(
+    ("export", "sha256"),
+    [
+        (Export(), "5bc3273d866abfa373e94cbda140e5c46ee94b04987b74431ba5a4f4cb1ca077"),
+        (Export("kohya", "float32", 0.5), "576f6e5de73377d8dfd112261862c1d51b5410017ecf7e03d075ca308762d38c"),
+    ],
+)
+def test_files_of_the_first_release_come_out_as_they_did(export: Export, sha256: str, tmp_path: Path) -> None:
+    def counted(rank: int, start: int, *kernel: int) -> Layer:
+        size = rank * 6 * math.prod(kernel)
+        down = torch.arange(start, start + size, dtype=torch.float32).view(rank, 6, *kernel) / 64
+        return Layer(down, torch.arange(5 * rank, dtype=torch.float32).view(5, rank) / 32, 0.5)
+
+    to_q, conv = Module("unet", f"{MATRIX.path[:-8]}attn1.to_q"), Module("unet", "mid_block.resnets.0.conv1")
+    pair = Pair({to_q: counted(4, 1), MATRIX: counted(2, 2)}, {to_q: counted(2, 3), conv: counted(1, 4, 3, 3)})
+    coefficients = Coefficients({to_q: torch.arange(6) / 4}, {to_q: torch.arange(6) / 8})
+    weights = {"subject_weight": 1.0, "style_weight": 1.0}
+    recipe = Recipe("a" * 64, "b" * 64, "org/base", "1", "direct", weights, None, None)
+    layers = merged_layers(pair, coefficients, export.style_strength)
+    write_adapter(tmp_path / "out.safetensors", layers, export, provenance(recipe, export, None))
+    assert sha256_of(tmp_path / "out.safetensors") == sha256
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
@@ -179,7 +256,7 @@ def test_numbers_beyond_half_precision_are_a_failure(tmp_path: Path) -> None:
 
 
 def test_two_files_in_one_file_out(subject: Lora, style: Lora, backbone: Sdxl, store: Store, tmp_path: Path) -> None:
-    recipe, result = merge_files(
+    recipe, result, exported = merge_files(
         subject.path,
         style.path,
         tmp_path / "out.safetensors",
@@ -197,6 +274,7 @@ def test_two_files_in_one_file_out(subject: Lora, style: Lora, backbone: Sdxl, s
         side=SIDE,
     )
     assert result.merge_id == recipe.merge_id
+    assert (exported.rank, exported.rank_error) == (12, None)
     assert recipe.subject_calibration is not None
     assert recipe.subject_calibration.references_sha256 is None
     assert json.loads(recipe.to_json())["parameters"]["steps"] == 3

@@ -35,7 +35,7 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
 def test_from_two_files_to_scores(
     subject: Lora, style: Lora, backbone: Sdxl, scorers: list[Scorer], store: Store, tmp_path: Path
 ) -> None:
-    recipe, result = merge_files(
+    recipe, result, _ = merge_files(
         subject.path,
         style.path,
         tmp_path / "merged.safetensors",
