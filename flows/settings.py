@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 Role = Literal["subject", "style"]
-Method = Literal["direct", "ziplora", "ziplora-joint", "ziplora-lsq", "np-lora"]
+Method = Literal["direct", "ziplora", "ziplora-joint", "ziplora-lsq", "np-lora", "ties", "dare"]
 _MAX_CONFIG_BYTES = 1_000_000
 _SLOTS = {"subject", "style"}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .adapter import Adapter, Layer, read
 from .backbone import Sdxl
 from .calibration import Calibrated, calibrate
+from .elementwise import RULES, Elementwise
 from .failure import Failure
 from .header import Refusal
 from .joint import calibrate_jointly
@@ -150,6 +151,7 @@ def _result(
         dtype=str(backbone.dtype).removeprefix("torch."),
         versions=_versions(),
         coefficients_sha256=sha256_of(coefficients),
+        rank_error=solution.rank_error,
     )
 
 
@@ -175,13 +177,15 @@ def _versions() -> dict[str, str]:
 
 
 def write_coefficients(path: Path, coefficients: Coefficients, recipe: Recipe) -> None:
-    """Write both vectors of every layer, in single precision, and the projection if there is one, in double."""
+    """Write both vectors of every layer, in single precision, and what else there is, in double."""
     sides = {"subject": coefficients.subject, "style": coefficients.style}
     tensors = {
         f"{role}.{module.path}": vector.float() for role, columns in sides.items() for module, vector in columns.items()
     }
     if coefficients.projection:
         tensors["projection"] = torch.tensor(coefficients.projection, dtype=torch.float64)
+    if kept := coefficients.elementwise:
+        tensors[kept.rule] = torch.tensor([kept.density, kept.seed], dtype=torch.float64)
     write_tensors(path, tensors, {"ziplora.merge_id": recipe.merge_id, "ziplora.recipe": recipe.to_json()})
 
 
@@ -195,11 +199,16 @@ def read_coefficients(store: Store, merge_id: str) -> Coefficients:
     except SafetensorError as error:
         raise Failure("MERGE_DAMAGED", f"The coefficients cannot be read: {error}.", "run the merge again.") from error
     projection = float(tensors.pop("projection", 0.0))
+    kept = None
+    for rule in RULES:
+        if rule in tensors:
+            density, seed = tensors.pop(rule).tolist()
+            kept = Elementwise(rule, density, int(seed))
     sides: dict[str, dict[Module, Tensor]] = {"subject": {}, "style": {}}
     for name, vector in tensors.items():
         role, _, path = name.partition(".")
         sides[role][Module("unet", path)] = vector
-    return Coefficients(sides["subject"], sides["style"], projection)
+    return Coefficients(sides["subject"], sides["style"], projection, kept)
 
 
 def merged_of(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .adapter import Layer
+from .elementwise import Elementwise, combined_layer
 from .keys import Module
 
 _ATTENTION = re.compile(r".*\.attn[12]\.(?:to_[qkv]|to_out\.0)")
@@ -76,11 +77,14 @@ class Coefficients:
     style: Columns
     projection: float = 0.0
     """NP-LoRA's k: how much less of what the style reads the subject reads, in every merged layer."""
+    elementwise: Elementwise | None = None
+    """How TIES and DARE make the merged layers."""
 
     def movement(self) -> float:
-        """max |m − 1|, where a projection is a factor of 1 − k."""
+        """max |m − 1|, where a projection is a factor of 1 − k, and what is left out a factor of 0 on average."""
         vectors = [*self.subject.values(), *self.style.values()]
-        return max([self.projection, *(float((vector - 1).abs().max()) for vector in vectors)])
+        left_out = 1 - self.elementwise.density if self.elementwise else 0.0
+        return max([self.projection, left_out, *(float((vector - 1).abs().max()) for vector in vectors)])
 
 
 DIRECT = Coefficients({}, {})
@@ -134,12 +138,15 @@ def merged_layers(pair: Pair, coefficients: Coefficients, style_strength: float 
     subject's part, by coefficients or by a projection, stays as it is, down to a strength of 0.
     """
     layers: dict[Module, Layer] = {}
-    projected = set(pair.merged) if coefficients.projection else set()
+    merged, kept = set(pair.merged), coefficients.elementwise
     for module in pair.unet:
+        if kept and module in merged:
+            layers[module], _ = combined_layer(kept, module, pair.subject[module], pair.style[module], style_strength)
+            continue
         parts = []
         if module in pair.subject:
             down, up = scaled_factors(pair.subject[module], coefficients.subject.get(module))
-            if module in projected:
+            if coefficients.projection and module in merged:
                 down = weakened(down, pair.style[module], coefficients.projection)
             parts.append((down, up))
         if module in pair.style:

@@ -212,7 +212,7 @@ class MergeResult:
     losses: Losses | None
     """None for a method without calibration."""
     movement: float
-    """max |m − 1| over the coefficients, or NP-LoRA's k."""
+    """max |m − 1| over the coefficients, or NP-LoRA's k, or the share of numbers that TIES or DARE leaves out."""
     subject_mean: float
     style_mean: float
     """Means of the two coefficient vectors: both well below 1 is a merge on its way back to the base."""
@@ -232,6 +232,11 @@ class MergeResult:
     versions: Mapping[str, str]
     coefficients_sha256: str
     """Of the file beside this record."""
+    rank_error: float | None = None
+    """What `rank` cannot hold of a merge by TIES or DARE, a relative Frobenius error over the layers of `merged`.
+
+    None where the merge has that rank exactly.
+    """
 
     def to_json(self) -> str:
         """The result as JSON."""

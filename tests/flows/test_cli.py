@@ -153,6 +153,8 @@ def test_two_folders_are_merged_without_catalogue_or_prefect(world: Path, ziplor
     cut = ziplora("merge", *pair, "-o", out, *base, "--rank", "5")
     assert "rank 5," in cut.out
     assert "Cut to rank 5: off by" in cut.out
+    ties = ziplora("merge", *pair, "-o", out, *base[:2], "--method", "ties")
+    assert "At the rank of both it is off by" in ties.out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from ziplora.failure import Failure
 from ziplora.recipe import Calibration, JointCalibration, Parameter, Recipe
 
-from . import direct, np_lora, ziplora, ziplora_joint, ziplora_lsq
+from . import dare, direct, np_lora, ties, ziplora, ziplora_joint, ziplora_lsq
 from .solution import Problem, Solution
 
 
@@ -31,6 +31,8 @@ METHODS: Mapping[str, Method] = {
     "ziplora-joint": Method(ziplora_joint.solve, ziplora_joint.Parameters, calibrated=True, joint=True),
     "ziplora-lsq": Method(ziplora_lsq.solve, ziplora_lsq.Parameters, calibrated=True),
     "np-lora": Method(np_lora.solve, np_lora.Parameters, calibrated=False),
+    "ties": Method(ties.solve, ties.Parameters, calibrated=False),
+    "dare": Method(dare.solve, dare.Parameters, calibrated=False),
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ziplora.backbone import Backbone, layer_branch
 from ziplora.calibration import Calibrated, predict_all
+from ziplora.elementwise import Elementwise, combined_layer
 from ziplora.failure import Failure
 from ziplora.pair import Coefficients, Pair, merged_layers
 from ziplora.recipe import Losses
@@ -52,6 +53,8 @@ class Solution:
 
     coefficients: Coefficients
     losses: Losses | None
+    rank_error: float | None = None
+    """Of a merge that its rank cannot hold exactly: see `rank_error`."""
 
 
 def relative_errors(problem: Problem, coefficients: Coefficients) -> tuple[float, float]:
@@ -76,6 +79,17 @@ def _errors(problem: Problem, coefficients: Coefficients, calibrations: Sequence
             predicted = predict_all(problem.backbone, side.noisy, side.timesteps, side.condition)
             errors.append(float((predicted - side.teacher).square().mean()) / side.effect)
     return errors
+
+
+def rank_error(problem: Problem, kept: Elementwise) -> float:
+    """‖what is left out by the cut to the rank of both‖ / ‖the change in full‖, over all merged layers."""
+    pair, lost, whole = problem.pair, 0.0, 0.0
+    for done, module in enumerate(pair.merged, start=1):
+        layer, dropped = combined_layer(kept, module, pair.subject[module], pair.style[module])
+        lost += float(dropped.square().sum())
+        whole += layer.delta_norm() ** 2
+        problem.progress(done, len(pair.merged))
+    return math.sqrt(lost / (lost + whole)) if lost else 0.0
 
 
 def refuse_strangers(pair: Pair) -> None:

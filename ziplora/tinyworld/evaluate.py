@@ -39,6 +39,8 @@ TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
     "ziplora-joint": ({"steps": 100, "learning_rate": 0.03}, {"steps": 200, "learning_rate": 0.02}),
     "ziplora-lsq": ({"ridge": 0.01, "passes": 1}, {"ridge": 0.01, "passes": 2}, {"ridge": 1.0, "passes": 1}),
     "np-lora": ({"mu": 0.5}, {"mu": 0.1}, {"mu": 4.0}),
+    "ties": ({"density": 0.2}, {"density": 0.5}),
+    "dare": ({"density": 0.5},),
 }
 """What is tried of each method: first the method as it is published, then other settings of it."""
 
