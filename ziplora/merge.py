@@ -28,7 +28,7 @@ from .recipe import Calibration, MergeResult, Recipe, References, Role, sha256_o
 from .store import Store, write_tensors, write_text
 
 _COEFFICIENTS, _RESULT = "coefficients.safetensors", "result.json"
-_VERSIONS = ("ziplora", "torch", "diffusers", "transformers", "safetensors")
+_VERSIONS = ("ziplora", "torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def finished(store: Store, merge_id: str) -> MergeResult | None:

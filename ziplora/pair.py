@@ -81,7 +81,7 @@ class Coefficients:
     """How TIES and DARE make the merged layers."""
 
     def movement(self) -> float:
-        """max |m − 1|, where a projection is a factor of 1 − k, and what is left out a factor of 0 on average."""
+        """max |m − 1|, where a projection is a factor of 1 − k; of TIES and DARE the share that they leave out."""
         vectors = [*self.subject.values(), *self.style.values()]
         left_out = 1 - self.elementwise.density if self.elementwise else 0.0
         return max([self.projection, left_out, *(float((vector - 1).abs().max()) for vector in vectors)])
@@ -135,7 +135,7 @@ def merged_layers(pair: Pair, coefficients: Coefficients, style_strength: float 
     """The merge as one LoRA of rank r_c + r_s, alpha = rank.
 
     `style_strength` is the paper's w_s. It is the strength of the style's part alone: what the merge did to the
-    subject's part, by coefficients or by a projection, stays as it is, down to a strength of 0.
+    subject's part, by coefficients, a projection or an elementwise rule, stays as it is, down to a strength of 0.
     """
     layers: dict[Module, Layer] = {}
     merged, kept = set(pair.merged), coefficients.elementwise
