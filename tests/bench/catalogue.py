@@ -217,9 +217,9 @@ class Catalogue:
         ]
 
 
-def measure(sizes: Sequence[int], steps: int, sample: int, work: Path) -> Report:
-    """All methods at all sizes; the straightforward implementation and the objectives at the last one."""
-    measured, costs = variants(steps), []
+def measure(measured: Sequence[Variant], sizes: Sequence[int], steps: int, sample: int, work: Path) -> Report:
+    """What is to be measured at all sizes; the straightforward implementation and the objectives at the last one."""
+    costs = []
     for size in sizes:
         catalogue = Catalogue(size, sample, work / str(size))
         costs += [catalogue.cost(variant) for variant in measured]
@@ -252,7 +252,7 @@ def tables(report: Report) -> tuple[Table, Table]:
         )
     of_any_size = [f"{plain.seconds:.2f}" for _ in costs]
     rows.append(["straightforward", *of_any_size, f"{plain.merged}", "1.0", f"{plain.file_bytes:,.0f}", "1.0"])
-    columns = [f"{cost.pairs} pairs" for cost in costs]
+    columns = [f"pairs: {cost.pairs}" for cost in costs]
     columns += ["merged of the last", "times faster", "bytes a pair", "times smaller"]
     growth = _table(
         f"Seconds a pair; the straightforward implementation takes {report.steps} steps",
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="where the figures are written too")
     options = parser.parse_args(arguments)
     with TemporaryDirectory() as work:
-        report = measure(options.sizes, options.steps, options.sample, Path(work))
+        report = measure(variants(options.steps), options.sizes, options.steps, options.sample, Path(work))
     for table in tables(report):
         Console(width=160).print(table)
     if options.json:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -45,28 +46,52 @@ Loss = tuple[float, ...]
 """Subject, style and third term."""
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """A time by two clocks."""
+
+    wall: float
+    processor: float
+    """Of this process: it stands still while others have the machine."""
+
+    @classmethod
+    def now(cls) -> Self:
+        """What the clocks show."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Self) -> Self:
+        return replace(self, wall=self.wall + other.wall, processor=self.processor + other.processor)
+
+    def __sub__(self, other: Self) -> Self:
+        return replace(self, wall=self.wall - other.wall, processor=self.processor - other.processor)
+
+    def __mul__(self, factor: float) -> Self:
+        return replace(self, wall=self.wall * factor, processor=self.processor * factor)
+
+
 @dataclass
 class Watch:
     """What is seen of a merge from outside, while it runs."""
 
     known: set[int]
     """The storages that were there before the pair was read."""
-    times: list[float] = field(default_factory=list)
+    times: list[Seconds] = field(default_factory=list)
     matrices_bytes: int = 0
-    seconds_looking: float = 0.0
+    looking: Seconds = Seconds(0, 0)
+    """What looking around took."""
 
     def heard(self, done: int, _total: int) -> None:
         """Note the time of every step, and after the first one what is held."""
         if done == 1:
-            started = time.perf_counter()
+            started = Seconds.now()
             self.matrices_bytes = sum(size for place, size in matrices().items() if place not in self.known)
-            self.seconds_looking = time.perf_counter() - started
-        self.times.append(time.perf_counter())
+            self.looking = Seconds.now() - started
+        self.times.append(Seconds.now())
 
     @property
-    def seconds_per_step(self) -> float:
+    def per_step(self) -> Seconds:
         """From the first step's end to the last one's."""
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+        return (self.times[-1] - self.times[0]) * (1 / (len(self.times) - 1))
 
 
 def matrices() -> dict[int, int]:
@@ -81,11 +106,9 @@ def matrices() -> dict[int, int]:
 class Measured:
     """One implementation on one pair."""
 
-    steps_seconds: float
-    pair_seconds: float
-    """All of the pair, from its files to its result's, calibrations being there."""
-    processor_seconds: float
-    """The same by the clock of the process, which stands still while others have the machine."""
+    steps: Seconds
+    pair: Seconds
+    """All of it, from its files to its result's, calibrations being there."""
     matrices_bytes: int
     """LoRA factors, or dense changes of weights, that are held between two steps."""
     peak_growth_bytes: int
@@ -128,13 +151,13 @@ def straightforwardly(
     return dict(enumerate(merge.losses))
 
 
-def calibration_seconds(size: str, work: Path) -> float:
+def calibration_seconds(size: str, work: Path) -> Seconds:
     """How long the calibrations of both adapters take, which are in the store of the folder afterwards."""
     case = CASES[size](work)
-    started = time.perf_counter()
+    started = Seconds.now()
     for adapter in (case.subject, case.style):
         adapter.calibrated(case.backbone, Store(work))
-    return time.perf_counter() - started
+    return Seconds.now() - started
 
 
 def measure(merge: Merge, size: str, steps: int, work: Path) -> Measured:
@@ -144,12 +167,11 @@ def measure(merge: Merge, size: str, steps: int, work: Path) -> Measured:
     peak_bytes = _peak_bytes()
     sides = [adapter.calibrated(case.backbone, Store(work)) for adapter in (case.subject, case.style)]
     watch = Watch(set(matrices()))
-    started, processor_started = time.perf_counter(), time.process_time()
+    started = Seconds.now()
     losses = merge(case, sides, steps, result, watch)
     return Measured(
-        watch.seconds_per_step * steps,
-        time.perf_counter() - started - watch.seconds_looking,
-        time.process_time() - processor_started - watch.seconds_looking,
+        watch.per_step * steps,
+        Seconds.now() - started - watch.looking,
         watch.matrices_bytes,
         _peak_bytes() - peak_bytes,
         result.stat().st_size,
@@ -183,7 +205,7 @@ class Report:
 
     size: str
     steps: int
-    calibration_seconds: float
+    calibrations: Seconds
     """Of both adapters: what the production method needs besides, and shares with their other pairs."""
     ours: Measured
     straightforward: Measured
@@ -198,10 +220,11 @@ class Report:
         found = []
         if not self.difference <= _TOLERANCE:
             found.append(f"{self.size}: the losses differ by {self.difference:.2g}, more than {_TOLERANCE:g}")
-        if self.ours.processor_seconds > self.straightforward.processor_seconds:
+        ours, theirs = self.ours.pair.processor, self.straightforward.pair.processor
+        if ours > theirs:
             found.append(
-                f"{self.size}: {self.ours.processor_seconds:.2f} s of the processor for a pair are more than the "
-                f"straightforward implementation's {self.straightforward.processor_seconds:.2f} s"
+                f"{self.size}: {ours:.2f} s of the processor for a pair are more than the straightforward "
+                f"implementation's {theirs:.2f} s"
             )
         return found
 
@@ -220,22 +243,31 @@ def report(size: str, steps: int, work: Path) -> Report:
 
 def table(found: Report) -> Table:
     """Ours beside the straightforward implementation, with the ratio of the two."""
-    ours, theirs, calibration = found.ours, found.straightforward, found.calibration_seconds
-    rows = (
-        ("seconds of the steps", ours.steps_seconds, theirs.steps_seconds),
-        ("seconds, calibrations cached", ours.pair_seconds, theirs.pair_seconds),
-        ("the same, of the processor", ours.processor_seconds, theirs.processor_seconds),
-        ("seconds, calibrations computed for it", ours.pair_seconds + calibration, theirs.pair_seconds),
-        ("LoRA matrices in memory, MB", ours.matrices_bytes / 1e6, theirs.matrices_bytes / 1e6),
-        ("growth of the process at its peak, MB", ours.peak_growth_bytes / 1e6, theirs.peak_growth_bytes / 1e6),
-        ("written, MB", ours.written_bytes / 1e6, theirs.written_bytes / 1e6),
-    )
+    ours, theirs = found.ours, found.straightforward
+    with_calibrations = ours.pair + found.calibrations
+    rows = [
+        (f"{name}, seconds of {clock}", getattr(own, clock), getattr(other, clock))
+        for name, own, other in (
+            ("steps", ours.steps, theirs.steps),
+            ("pair, calibrations cached", ours.pair, theirs.pair),
+            ("pair, calibrations for it alone", with_calibrations, theirs.pair),
+        )
+        for clock in ("processor", "wall")
+    ]
+    rows += [
+        (f"{name}, MB", own / 1e6, other / 1e6)
+        for name, own, other in (
+            ("LoRA matrices in memory", ours.matrices_bytes, theirs.matrices_bytes),
+            ("growth of the process at its peak", ours.peak_growth_bytes, theirs.peak_growth_bytes),
+            ("written", ours.written_bytes, theirs.written_bytes),
+        )
+    ]
     shown = Table(title=f"{found.size}: one pair, {found.steps} steps", title_justify="left")
     shown.add_column("")
     for name in ("ziplora", "straightforward", "ratio"):
         shown.add_column(name, justify="right")
     for name, own, other in rows:
-        shown.add_row(name, f"{own:.3f}", f"{other:.3f}", f"{other / own:.2f}")
+        shown.add_row(name, f"{own:.3f}", f"{other:.3f}", f"{other / own:.2f}" if own else "–")
     shown.caption = (
         f"Loss terms differ by up to {found.difference:.1e} of their size in double precision over the first "
         f"{min(found.steps, _COMPARED_STEPS)} steps, by {found.difference_in_single:.1e} in the timed runs over all."
@@ -256,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for size in CASES if options.size == "both" else [options.size]:
         with TemporaryDirectory() as work:
             reports.append(report(size, options.steps, Path(work)))
-        Console().print(table(reports[-1]))
+        Console(width=120).print(table(reports[-1]))
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in reports], indent=1) + "\n", encoding="utf-8")
     shortcomings = [shortcoming for one in reports for shortcoming in one.shortcomings]
