@@ -201,22 +201,27 @@ class Sdxl:
             yield
 
     @contextmanager
-    def composed(self, subject: Mapping[Module, Layer], style: Mapping[Module, Layer]) -> Iterator[None]:
+    def composed(
+        self, subject: Mapping[Module, Layer], style: Mapping[Module, Layer], subject_weight: float
+    ) -> Iterator[None]:
         """The model whose output is the base's and what either adapter alone changes in it, of its UNet layers.
 
         Effects are added up instead of weights (the conjunction of arXiv 2206.01714): three passes for one, in which
         neither adapter is in the other's way.
         """
         sides = [
-            {module: layer_branch(layer, self.device) for module, layer in layers.items() if module.part == "unet"}
-            for layers in (subject, style)
+            (
+                weight,
+                {module: layer_branch(layer, self.device) for module, layer in layers.items() if module.part == "unet"},
+            )
+            for weight, layers in ((subject_weight, subject), (1.0, style))
         ]
 
         def add_effects(unet: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor]) -> tuple[Tensor]:
-            total = -output[0]
-            for branches in sides:
+            base = total = output[0]
+            for weight, branches in sides:
                 with self.branched(branches):
-                    total = total + unet.forward(*args, **kwargs)[0]
+                    total = total + weight * (unet.forward(*args, **kwargs)[0] - base)
             return (total,)
 
         handle = self.pipeline.unet.register_forward_hook(add_effects, with_kwargs=True)

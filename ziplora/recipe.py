@@ -100,6 +100,8 @@ class JointCalibration:
     """Width and height of the pictures, in pixels."""
     steps: int = 20
     guidance: float = 5.0
+    subject_weight: float = 1.3
+    """How much of the subject's effect goes into the sum of both: at 1 the style's prevails."""
 
 
 @dataclass(frozen=True)

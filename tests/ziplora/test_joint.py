@@ -16,6 +16,7 @@ from ziplora.methods import ziplora_joint
 from ziplora.methods.solution import Problem, joint_error
 from ziplora.methods.ziplora_joint import Parameters, solve
 from ziplora.pair import DIRECT, Pair
+from ziplora.recipe import JointCalibration
 from ziplora.store import Store
 
 from .conftest import JOINT, SIDE, Lora, recipe_of
@@ -35,9 +36,11 @@ def silent(pair: Pair) -> Pair:
     return Pair(*sides)
 
 
-def joint_problem(backbone: Sdxl, store: Store, subject: Lora, style: Lora, seed: int = 0) -> Problem:
+def joint_problem(
+    backbone: Sdxl, store: Store, subject: Lora, style: Lora, seed: int = 0, request: JointCalibration = JOINT
+) -> Problem:
     problem = problem_of(backbone, store, subject, style, seed)
-    return replace(problem, joint=calibrate_jointly(JOINT, problem.pair, backbone))
+    return replace(problem, joint=calibrate_jointly(request, problem.pair, backbone))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,8 @@ def test_the_targets_are_the_base_and_either_effect(backbone64: Sdxl, subject: L
             unet = {module: layer for module, layer in layers.items() if module.part == "unet"}
             with backbone64.adapted(unet):
                 effects.append(predict_all(backbone64, one.noisy, one.timesteps, condition) - base)
-        torch.testing.assert_close(one.teacher, base + effects[0] + effects[1], rtol=0, atol=1e-12)
+        wanted = base + JOINT.subject_weight * effects[0] + effects[1]
+        torch.testing.assert_close(one.teacher, wanted, rtol=0, atol=1e-12)
         assert len(one.noisy) == JOINT.samples
 
 
@@ -86,9 +90,9 @@ def test_the_same_seed_gives_the_same_coefficients(
 
 
 def test_swapping_the_roles_swaps_the_result(backbone64: Sdxl, subject: Lora, style: Lora, store: Store) -> None:
-    parameters = Parameters(steps=3)
-    found = solve(joint_problem(backbone64, store, subject, style), parameters)
-    swapped = solve(joint_problem(backbone64, store, style, subject), parameters)
+    parameters, even = Parameters(steps=3), replace(JOINT, subject_weight=1.0)
+    found = solve(joint_problem(backbone64, store, subject, style, request=even), parameters)
+    swapped = solve(joint_problem(backbone64, store, style, subject, request=even), parameters)
     turned = replace(swapped.coefficients, subject=swapped.coefficients.style, style=swapped.coefficients.subject)
     assert_same(found, replace(swapped, coefficients=turned), tolerance=1e-7)
 

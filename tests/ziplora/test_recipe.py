@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "style_calibration": None,
     "joint": JOINT,
     "prompts": JOINT.prompts[:1],
+    "subject_weight": 1.0,
     "seed": 1,
     "version": 0,
     "adapter_sha256": "c" * 64,
