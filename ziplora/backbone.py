@@ -17,13 +17,12 @@ from .adapter import Layer
 from .failure import Failure
 from .header import Refusal
 from .keys import Module
+from .memory import Room, in_batches, shortage_in_words
 from .pair import scaled_factors
 from .recipe import Drawing
 
 Branch = Callable[[nn.Module, Tensor], Tensor]
 """What an installed layer adds to the output of its module, from the module and its input."""
-
-_DRAWN_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Backbone(Protocol):
 
     device: torch.device
     dtype: torch.dtype
+    room: Room
 
     def predict(
         self,
@@ -60,6 +60,10 @@ class Backbone(Protocol):
 
     def branched(self, branches: Mapping[Module, Branch]) -> AbstractContextManager[None]:
         """The model with these branches beside its modules; afterwards exactly as before."""
+        ...
+
+    def checkpointed(self) -> AbstractContextManager[None]:
+        """The model that keeps only what its blocks are given, and computes the rest again in the backward pass."""
         ...
 
 
@@ -95,6 +99,7 @@ class Sdxl:
         pipeline.vae.to(memory_format=torch.channels_last)  # decodes faster, the more so on a CPU
         self.device: torch.device = device
         self.dtype: torch.dtype = pipeline.unet.dtype
+        self.room = Room(device)
         # From the sampler's own configuration, so that a base with other noise levels keeps them.
         self._alphas: Tensor = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod.double()
         self._parts = {part: getattr(pipeline, part) for part in ("unet", "text_encoder", "text_encoder_2")}
@@ -143,16 +148,18 @@ class Sdxl:
     def encode(self, pictures: UInt8[NDArray[np.uint8], "count side side 3"]) -> Float[Tensor, "count channels h w"]:
         """Latent means of pictures, on the CPU, computed in single precision at least: SDXL's overflow in half."""
         vae, stored = self.pipeline.vae, self.pipeline.vae.dtype
+
+        def encode_some(some: slice) -> Tensor:
+            image_pm1 = torch.from_numpy(pictures[some]).to(self.device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
+            mean: Tensor = vae.encode(image_pm1).latent_dist.mode().cpu()
+            return mean
+
         nn.Module.to(vae, torch.promote_types(stored, torch.float32))  # diffusers' own `to` warns of every cast
         try:
-            latents = []
-            for start in range(0, len(pictures), _DRAWN_AT_ONCE):
-                batch = torch.from_numpy(pictures[start : start + _DRAWN_AT_ONCE]).to(self.device)
-                image_pm1 = batch.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
-                latents.append(vae.encode(image_pm1).latent_dist.mode().cpu())
+            latents = torch.cat(list(in_batches(self.room.encoded, len(pictures), encode_some)))
         finally:
             nn.Module.to(vae, stored)
-        scaled: Tensor = torch.cat(latents) * vae.config.scaling_factor
+        scaled: Tensor = latents * vae.config.scaling_factor
         return scaled
 
     def add_noise(
@@ -230,6 +237,15 @@ class Sdxl:
         finally:
             handle.remove()
 
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """The model that keeps only what its blocks are given, and computes the rest again in the backward pass."""
+        self.pipeline.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.pipeline.unet.disable_gradient_checkpointing()
+
     def _find(self, module: Module) -> nn.Module:
         model: nn.Module = self._parts[module.part]
         try:
@@ -242,20 +258,24 @@ class Sdxl:
         self, wanted: Sequence[tuple[str, int]], drawing: Drawing
     ) -> Float[NDArray[np.float32], "count side side 3"]:
         """Pictures, 0..1, of prompts and seeds by the stock pipeline; a picture depends on its own seed alone."""
-        drawn = []
-        for start in range(0, len(wanted), _DRAWN_AT_ONCE):
-            batch = wanted[start : start + _DRAWN_AT_ONCE]
-            output = self.pipeline(
-                [prompt for prompt, _ in batch],
-                num_inference_steps=drawing.steps,
-                guidance_scale=drawing.guidance,
-                generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                output_type="np",
-                height=drawing.side,
-                width=drawing.side,
-            )
-            drawn.append(np.asarray(output.images, dtype=np.float32))
-        return np.concatenate(drawn)
+        vae, stored = self.pipeline.vae, self.pipeline.vae.dtype
+
+        def draw_some(some: slice) -> NDArray[np.float32]:
+            try:
+                output = self.pipeline(
+                    [prompt for prompt, _ in wanted[some]],
+                    num_inference_steps=drawing.steps,
+                    guidance_scale=drawing.guidance,
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in wanted[some]],
+                    output_type="np",
+                    height=drawing.side,
+                    width=drawing.side,
+                )
+            finally:
+                nn.Module.to(vae, stored)  # the pipeline casts a half one for decoding, and not back when it fails
+            return np.asarray(output.images, dtype=np.float32)
+
+        return np.concatenate(list(in_batches(self.room.drawn, len(wanted), draw_some)))
 
 
 def _adding(branch: Branch) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -293,7 +313,8 @@ def load_backbone(source: str | Path, device: str, dtype: str, revision: str | N
         _missing(
             f"{source} cannot be loaded: {_first_line(error)}", "check its name and the network, or give its folder."
         )
-    return Sdxl(pipeline, torch.device(device))
+    with shortage_in_words(torch.device(device)):
+        return Sdxl(pipeline, torch.device(device))
 
 
 def _first_line(error: Exception) -> str:

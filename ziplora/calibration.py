@@ -23,11 +23,11 @@ from .adapter import Layer, read
 from .backbone import Backbone, Condition, Sdxl, as_bytes
 from .failure import Failure
 from .keys import Module
+from .memory import in_batches
 from .recipe import Calibration, Drawing, JointCalibration, References, sha256_of
 from .store import Store, write_tensors, write_text
 
 _LOG = logging.getLogger(__name__)
-_PREDICTED_AT_ONCE = 4
 _ROUNDING = 1e-11
 """A mean square change below this part of the output is a matter of rounding."""
 
@@ -131,13 +131,22 @@ def predict_all(
     backbone: Backbone, noisy: Float[Tensor, "samples c h w"], timesteps: Int[Tensor, " samples"], condition: Condition
 ) -> Float[Tensor, "samples c h w"]:
     """The UNet's output for all samples of one prompt, on the CPU, in single precision at least."""
-    device, outputs = backbone.device, []
-    for start in range(0, len(noisy), _PREDICTED_AT_ONCE):
-        some = slice(start, start + _PREDICTED_AT_ONCE)
-        told = repeated(condition, len(noisy[some]), device)
-        outputs.append(backbone.predict(noisy[some].to(device), timesteps[some].to(device), told).cpu())
-    predicted = torch.cat(outputs)
+    outputs = in_batches(
+        backbone.room.predicted,
+        len(noisy),
+        lambda some: predict_some(backbone, noisy[some], timesteps[some], condition).cpu(),
+    )
+    predicted = torch.cat(list(outputs))
     return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+
+
+@torch.no_grad()
+def predict_some(
+    backbone: Backbone, noisy: Float[Tensor, "some c h w"], timesteps: Int[Tensor, " some"], condition: Condition
+) -> Float[Tensor, "some c h w"]:
+    """The UNet's output for some samples of one prompt, all at once and as it is."""
+    device = backbone.device
+    return backbone.predict(noisy.to(device), timesteps.to(device), repeated(condition, len(noisy), device))
 
 
 def repeated(condition: Condition, count: int, device: torch.device) -> Condition:

@@ -21,6 +21,7 @@ from .failure import Failure
 from .header import Refusal
 from .joint import calibrate_jointly
 from .keys import Module
+from .memory import shortage_in_words
 from .methods import method_named, read_parameters
 from .methods.solution import Problem, Progress, Solution, unheard
 from .pair import Coefficients, Pair, merged_layers
@@ -91,19 +92,20 @@ def merge(
         if not allow_outliers:
             _refuse_outliers(role, adapter)
     pair = Pair(adapters[0].layers, adapters[1].layers)
-    calibrated: list[Calibrated | None] = [None, None]
-    if method.calibrated:
-        calibrated = [
-            _calibrated(recipe.subject_calibration, "subject", subject, backbone, store, subject_references),
-            _calibrated(recipe.style_calibration, "style", style, backbone, store, style_references),
-        ]
-    joint: tuple[Calibrated, ...] = ()
-    if method.joint:
-        if recipe.joint is None:
-            _lacking("joint prompts")
-        joint = calibrate_jointly(recipe.joint, pair, backbone)
-    problem = Problem(pair, backbone, calibrated[0], calibrated[1], recipe.seed, progress, joint)
-    solution = method.solve(problem, parameters)
+    with shortage_in_words(backbone.device):
+        calibrated: list[Calibrated | None] = [None, None]
+        if method.calibrated:
+            calibrated = [
+                _calibrated(recipe.subject_calibration, "subject", subject, backbone, store, subject_references),
+                _calibrated(recipe.style_calibration, "style", style, backbone, store, style_references),
+            ]
+        joint: tuple[Calibrated, ...] = ()
+        if method.joint:
+            if recipe.joint is None:
+                _lacking("joint prompts")
+            joint = calibrate_jointly(recipe.joint, pair, backbone)
+        problem = Problem(pair, backbone, calibrated[0], calibrated[1], recipe.seed, progress, joint)
+        solution = method.solve(problem, parameters)
     path = store.merge(recipe.merge_id) / _COEFFICIENTS
     write_coefficients(path, solution.coefficients, recipe)
     result = _result(recipe, pair, solution, backbone, path, time.perf_counter() - started)

@@ -14,9 +14,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .adapter import Layer
 from .backbone import Backbone, Branch, layer_branch
-from .calibration import Calibrated, predict_all
+from .calibration import Calibrated, predict_some
 from .failure import Failure
 from .keys import Module
+from .memory import in_batches
 from .pair import is_attention
 
 Moments = Mapping[Module, Float[Tensor, "in in"]]
@@ -50,23 +51,33 @@ def input_moments(
     backbone: Backbone, layers: Mapping[Module, Layer], calibrated: Calibrated, wanted: Collection[Module]
 ) -> Moments:
     """Those of the wanted modules in the model with these layers, on the samples of a calibration."""
-    recorder = _Recorder(torch.promote_types(torch.float32, backbone.dtype))
     branches = {module: layer_branch(layer, backbone.device) for module, layer in layers.items()}
-    branches |= {module: recorder.recording(module, branches[module]) for module in wanted}
-    with backbone.branched(branches):
-        predict_all(backbone, calibrated.noisy, calibrated.timesteps, calibrated.condition)
-    means = {module: (total / len(calibrated.noisy)).cpu() for module, total in recorder.totals.items()}
+
+    def watch(some: slice) -> _Recorder:
+        recorder = _Recorder(torch.promote_types(torch.float32, backbone.dtype))
+        watched = {module: recorder.recording(module, branches[module]) for module in wanted}
+        with backbone.branched(branches | watched):
+            predict_some(backbone, calibrated.noisy[some], calibrated.timesteps[some], calibrated.condition)
+        return recorder
+
+    samples, firsts = len(calibrated.noisy), {}
+    totals: dict[Module, Float[Tensor, "in in"]] = {}
+    for recorder in in_batches(backbone.room.predicted, samples, watch):
+        firsts = recorder.firsts
+        for module, total in recorder.totals.items():
+            totals[module] = totals[module] + total if module in totals else total
+    means = {module: (total / samples).cpu() for module, total in totals.items()}
     for module, mean in sorted(means.items()):
         if not mean.isfinite().all():
             fact = (
                 f"Under calibration {calibrated.calibration_id[:12]} the inputs of {module.path} are NaN or infinite."
             )
             raise Failure("NON_FINITE_INPUTS", fact, "compute in float32 or bfloat16, or leave the LoRA out.")
-    return {module: means[first] for module, first in recorder.firsts.items()}
+    return {module: means[first] for module, first in firsts.items()}
 
 
 class _Recorder:
-    """Sums up x xᵀ while the model runs, once for modules that are given the very same tensor.
+    """Takes down x xᵀ while the model runs once, once for modules that are given the very same tensor.
 
     Queries, keys and values of one self-attention are, and so are keys and values of all cross-attentions.
     """
@@ -77,7 +88,7 @@ class _Recorder:
         self.firsts: dict[Module, Module] = {}
         """Each module's first companion in its input."""
         self.totals: dict[Module, Float[Tensor, "in in"]] = {}
-        """Of such first modules: a mean over tokens, a sum over samples."""
+        """Of such first modules: a mean over tokens, a sum over the samples of one batch."""
 
     def recording(self, name: Module, branch: Branch) -> Branch:
         """The branch, which now takes note of its input."""
@@ -86,8 +97,7 @@ class _Recorder:
             first = self.firsts[name] = self._seen.setdefault(inputs, name)
             if first == name:
                 tokens = inputs.flatten(0, 1).to(self._dtype)
-                total = tokens.T @ tokens / inputs.shape[1]
-                self.totals[name] = self.totals[name] + total if name in self.totals else total
+                self.totals[name] = tokens.T @ tokens / inputs.shape[1]
             return branch(module, inputs)
 
         return record

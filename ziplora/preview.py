@@ -15,6 +15,7 @@ from .adapter import Layer, read
 from .backbone import Sdxl, as_bytes
 from .failure import Failure
 from .keys import Module
+from .memory import shortage_in_words
 from .merge import merged_of
 from .recipe import Drawing, Picture, PreviewRequest, PreviewResult, Recipe, Single, content_id, sha256_of
 from .sheet import contact_sheet
@@ -63,7 +64,7 @@ def _preview(
     held = _held(folder, request.drawing)
     missing = [wanted for wanted in request.wanted if wanted not in held]
     if missing:
-        with model():
+        with shortage_in_words(backbone.device), model():
             drawn = backbone.draw(missing, request.drawing)
         for (prompt, seed), image_01 in zip(missing, drawn, strict=True):
             refuse_invalid(image_01, prompt, seed)

@@ -1,20 +1,24 @@
 """The merged model in training: what the methods share that learn coefficients by gradient steps.
 
-The targets are cached predictions; base and adapters are frozen, so that gradients flow through activations alone, and
-the samples of all calibrations go through the merged model in one batch.
+The targets are cached predictions; base and adapters are frozen, so that gradients flow through activations alone. The
+samples of all calibrations go through the merged model in one batch, or in a thriftier way where there is no room.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ziplora.backbone import Branch, Condition, layer_branch, low_rank
 from ziplora.calibration import Calibrated, repeated
 from ziplora.failure import Failure
 from ziplora.keys import Module
+from ziplora.memory import Thrift
 from ziplora.pair import DIRECT, Coefficients, merged_layers, scaled_factors, stacked
 from ziplora.recipe import content_id
 
@@ -47,6 +51,7 @@ class Student:
         layer_of_column = torch.repeat_interleave(torch.arange(len(self.widths)), torch.tensor(self.widths))
         self._layer_of_column = layer_of_column.to(device)
         self._vectors: tuple[Tensor, ...] = ()
+        self._piecewise = False
         sums = merged_layers(pair.only(pair.passed_through), DIRECT)
         self.branches: dict[Module, Branch] = {module: layer_branch(sums[module], device) for module in sums}
         for index, module in enumerate(self.modules):
@@ -69,8 +74,18 @@ class Student:
         """Let the branches see the vector as it is now; before every forward pass."""
         self._vectors = torch.split(self.flat, self.widths * 2)
 
+    @contextmanager
+    def sparing(self, thrift: Thrift) -> Iterator[None]:
+        """The student in a step, forward and backward, that saves memory in this way."""
+        self._piecewise = thrift is Thrift.PIECEWISE
+        try:
+            with nullcontext() if thrift is Thrift.NONE else self._backbone.checkpointed():
+                yield
+        finally:
+            self._piecewise = False
+
     def predict(self, calibrations: Sequence[Calibrated], rows: Rows) -> tuple[Float[Tensor, "some c h w"], ...]:
-        """The merged model's predictions of some samples of each calibration, in one batch."""
+        """The merged model's predictions of some samples of each calibration, in one batch unless that is too much."""
         device = self._backbone.device
         shown = list(zip(calibrations, rows, strict=True))
         told = [repeated(one.condition, len(chosen), device) for one, chosen in shown]
@@ -82,8 +97,20 @@ class Student:
         noisy = torch.cat([one.noisy[chosen] for one, chosen in shown]).to(device)
         timesteps = torch.cat([one.timesteps[chosen] for one, chosen in shown]).to(device)
         self.refresh()
-        predicted = self._backbone.predict(noisy, timesteps, condition)
+        if self._piecewise:
+            predicted = torch.cat([self._predict_one(noisy, timesteps, condition, row) for row in range(len(noisy))])
+        else:
+            predicted = self._backbone.predict(noisy, timesteps, condition)
         return torch.split(predicted, [len(chosen) for chosen in rows])
+
+    def _predict_one(
+        self, noisy: Float[Tensor, "all c h w"], timesteps: Int[Tensor, " all"], condition: Condition, row: int
+    ) -> Float[Tensor, "1 c h w"]:
+        """One sample's prediction, of which the backward pass finds nothing kept: it holds one sample at a time."""
+        one = slice(row, row + 1)
+        told = Condition(condition.hidden[one], condition.pooled[one], condition.time_ids[one])
+        predicted: Tensor = checkpoint(self._backbone.predict, noisy[one], timesteps[one], told, use_reentrant=False)
+        return predicted
 
     def per_layer(self, columns: Float[Tensor, " columns"]) -> Float[Tensor, " layers"]:
         """Sums of one side's columns over every layer."""
@@ -148,13 +175,20 @@ def descend(
     steps, per_step = descent.steps, descent.samples_per_step
     schedules = [row_schedule(one, steps, per_step, problem.seed) for one in calibrations]
     curve = []
+
+    def look(rows: Rows, thrift: Thrift) -> tuple[Float[Tensor, ""], ...]:
+        """The terms on some samples, and their gradient in the student; it may be begun and given up."""
+        optimiser.zero_grad()
+        with student.sparing(thrift):
+            found = terms(student, rows)
+            torch.stack([weight * term for weight, term in zip(weights, found, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+        return tuple(term.detach() for term in found)
+
     with problem.backbone.branched(student.branches):
         for step in range(steps):
-            found = terms(student, [schedule[step] for schedule in schedules])
-            optimiser.zero_grad()
-            torch.stack([weight * term for weight, term in zip(weights, found, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+            found = problem.backbone.room.trained.do(partial(look, [schedule[step] for schedule in schedules]))
             optimiser.step()
-            *seen, moved = torch.stack([*(term.detach() for term in found), student.movement()]).tolist()
+            *seen, moved = torch.stack([*found, student.movement()]).tolist()
             _refuse_divergence(step + 1, sum(seen), moved, descent)
             if step % max(1, steps // _CURVE_POINTS) == 0 or step == steps - 1:
                 curve.append((step, *seen))
