@@ -6,11 +6,11 @@ from typing import Literal
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.sdxl import SDXL, build_unet
 from ziplora.keys import Module, Side, diffusers_key, kohya_key, parse, parse_all
 
 with (Path(__file__).parents[1] / "dialects" / "sdxl.tsv").open(encoding="utf-8") as table:
@@ -85,20 +85,7 @@ def test_a_real_name_is_understood(row: dict[str, str]) -> None:
 
 def test_every_sdxl_module_has_one_name_in_each_dialect() -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            in_channels=4,
-            block_out_channels=(320, 640, 1280),
-            layers_per_block=2,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        unet = build_unet(SDXL)
     paths = {name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     assert len(paths) == 794
     written = {

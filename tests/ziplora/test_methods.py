@@ -16,7 +16,7 @@ from ziplora.methods import METHODS, complete_parameters, method_named, ziplora_
 from ziplora.methods import direct as direct_method
 from ziplora.methods.solution import Problem, Solution, unheard
 from ziplora.methods.student import Student, row_schedule
-from ziplora.methods.ziplora import Parameters, solve
+from ziplora.methods.ziplora import Parameters, objective, solve
 from ziplora.pair import DIRECT, Coefficients, Pair, merged_layers
 from ziplora.store import Store
 
@@ -109,6 +109,22 @@ def test_bfloat16_finds_its_way_too(
     assert wanted.losses is not None
     for side in ("first_subject", "first_style", "last_subject", "last_style"):
         assert getattr(found.losses, side) == pytest.approx(getattr(wanted.losses, side), rel=0.1)
+
+
+def test_in_bfloat16_all_but_the_unet_is_single(base_folder: Path, subject: Lora, style: Lora, store: Store) -> None:
+    half = problem_of(load_backbone(base_folder, "cpu", "bfloat16"), store, subject, style)
+    student, parameters = Student(half, DIRECT), Parameters()
+    optimiser = torch.optim.Adam([student.flat], lr=parameters.learning_rate)
+    with half.backbone.branched(student.branches):
+        terms = objective(student, half.calibrations, [torch.tensor([0, 1])] * 2, parameters)
+        sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    assert student.flat.grad is not None
+    moments = [state for state in optimiser.state[student.flat].values() if state.dim() > 0]
+    for tensor in (student.flat, student.flat.grad, *terms, *moments):
+        assert tensor.dtype == torch.float32
+        assert tensor.isfinite().all()
+    assert float(student.movement()) == pytest.approx(parameters.learning_rate, rel=1e-3)
 
 
 def test_the_learning_rate_trap_is_a_failed_merge(problem: Problem) -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.sdxl import SDXL, build_unet
 from ziplora.adapter import Layer
 from ziplora.keys import Module
 from ziplora.pair import Coefficients, Pair, merged_layers
@@ -57,18 +57,7 @@ def test_what_is_merged_passed_through_and_left_out() -> None:
 def test_on_sdxl_they_are_the_papers_layers() -> None:
     """560 layers with 785,920 input features: 1.57 million coefficients for both sides."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        unet = build_unet(SDXL)
     layers = {
         Module("unet", path): Layer(torch.empty(1, module.in_features), torch.empty(module.out_features, 1), 1.0)
         for path, module in unet.named_modules()
