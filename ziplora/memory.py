@@ -114,5 +114,5 @@ def _fact(device: torch.device) -> str:
     own = torch.cuda.memory_allocated(device)
     return (
         f"{torch.cuda.get_device_name(device)} ran out of memory: of its {total / _GIB:.1f} GiB"
-        f" {(total - free) / _GIB:.1f} were in use, {own / _GIB:.1f} for this merge."
+        f" {(total - free) / _GIB:.1f} were in use, {own / _GIB:.1f} by tensors of this process."
     )

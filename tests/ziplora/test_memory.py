@@ -280,6 +280,19 @@ def test_a_failure_holds_nothing_of_what_ran_out(backbone: Sdxl) -> None:
     assert [len(list(one)) for one in held] == [0, 0]
 
 
+def test_a_failure_says_what_the_card_has_and_what_was_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 29, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 21 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some card")
+
+    def work(_: int) -> None:
+        raise torch.OutOfMemoryError
+
+    failure = refused(lambda: Ways(torch.device("cuda"), (2, 1)).do(work))
+    wanted = "Some card ran out of memory: of its 24.0 GiB 23.5 were in use, 21.0 by tensors of this process."
+    assert failure.fact == wanted
+
+
 def test_batches_get_smaller_and_stay_so() -> None:
     ways = Ways(CPU, (8, 4, 2, 1))
 
