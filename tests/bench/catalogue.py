@@ -59,6 +59,7 @@ def variants(steps: int) -> tuple[Variant, ...]:
     return (
         Variant("direct", "direct", {}, True),
         Variant("np-lora", "np-lora", {}, True),
+        Variant("ziplora-lsq, 1 pass", "ziplora-lsq", {"passes": 1}, True),
         Variant("ziplora-lsq", "ziplora-lsq", {}, True),
         Variant(f"ziplora from lsq, {_WARM_STEPS} steps", "ziplora", {"start": "lsq", "steps": _WARM_STEPS}, True),
         Variant(f"ziplora, {steps} steps", "ziplora", {"steps": steps}, False),

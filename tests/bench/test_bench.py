@@ -91,7 +91,7 @@ def test_catalogue_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "Seconds a pair" in shown
     assert "Errors of both sides on held-out noise" in shown
     found = json.loads((tmp_path / "figures.json").read_text())
-    assert [cost["merged"] for cost in found["costs"]] == [1, 1, 1]
+    assert [cost["merged"] for cost in found["costs"]] == [1, 1, 1, 1]
     assert found["straightforward"]["merged"] == 1
 
 
@@ -113,6 +113,7 @@ def costs_of(report: catalogue.Report, variant: str) -> list[catalogue.Cost]:
 @pytest.mark.parametrize(
     "variant",
     [
+        "ziplora-lsq, 1 pass",
         "ziplora-lsq",
         "ziplora from lsq, 20 steps",
         pytest.param(
