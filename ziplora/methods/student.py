@@ -160,6 +160,12 @@ class Descent:
     start_name: str = "the direct merge"
     default_rate: float = 0.01
     """What is recommended when it goes astray."""
+    decays: bool = False
+    """Whether the learning rate falls to nothing, along a straight line."""
+
+    def share_at(self, step: int) -> float:
+        """What is left of the learning rate."""
+        return 1 - step / self.steps if self.decays else 1.0
 
 
 def descend(
@@ -172,6 +178,7 @@ def descend(
     """The coefficients after all steps of Adam, and (step, terms) of some; raises Failure when they are none."""
     student = Student(problem, descent.start)
     optimiser = torch.optim.Adam([student.flat], lr=descent.learning_rate)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, descent.share_at)
     steps, per_step = descent.steps, descent.samples_per_step
     schedules = [row_schedule(one, steps, per_step, problem.seed) for one in calibrations]
     curve = []
@@ -188,6 +195,7 @@ def descend(
         for step in range(steps):
             found = problem.backbone.room.trained.do(partial(look, [schedule[step] for schedule in schedules]))
             optimiser.step()
+            rate.step()
             *seen, moved = torch.stack([*found, student.movement()]).tolist()
             _refuse_divergence(step + 1, sum(seen), moved, descent)
             if step % max(1, steps // _CURVE_POINTS) == 0 or step == steps - 1:

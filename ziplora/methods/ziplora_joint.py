@@ -21,8 +21,9 @@ from .student import Descent, Rows, Student, descend, squared_error
 class Parameters:
     """How the coefficients are learned."""
 
-    steps: int = 200
-    learning_rate: float = 0.02
+    steps: int = 400
+    learning_rate: float = 0.03
+    """Of the first step; it falls to nothing along a straight line."""
     samples_per_step: int = 1
     """How many samples of each joint prompt a step sees."""
 
@@ -42,7 +43,11 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
         return (sum(errors[1:], errors[0]) / len(errors),)
 
     descent = Descent(
-        parameters.steps, parameters.learning_rate, parameters.samples_per_step, default_rate=Parameters.learning_rate
+        parameters.steps,
+        parameters.learning_rate,
+        parameters.samples_per_step,
+        default_rate=Parameters.learning_rate,
+        decays=True,
     )
     coefficients, curve = descend(problem, problem.joint, descent, objective, (1.0,))
     losses = Losses(

@@ -36,7 +36,7 @@ TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
         {"third_term": "cosine", "third_term_weight": 0.01, "balanced": True, "start": "ones", "steps": 100},
         {"third_term": "cosine", "third_term_weight": 0.0, "balanced": True, "start": "lsq", "steps": 20},
     ),
-    "ziplora-joint": ({"steps": 100, "learning_rate": 0.03}, {"steps": 200, "learning_rate": 0.02}),
+    "ziplora-joint": ({"steps": 400, "learning_rate": 0.03},),
     "ziplora-lsq": ({"ridge": 0.01, "passes": 1}, {"ridge": 0.01, "passes": 2}, {"ridge": 1.0, "passes": 1}),
     "np-lora": ({"mu": 0.5}, {"mu": 0.1}, {"mu": 4.0}),
     "ties": ({"density": 0.2}, {"density": 0.5}),
