@@ -68,6 +68,25 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a file of the Hub says about itself at a commit, which never changes: its facts, or why it is refused."""
+
+    repository: str
+    revision: str
+    file_name: str
+    sha256: str
+    facts: Mapping[str, Any] | None
+    reason: Reason | None
+    reader: int
+    """Which reader understood it so; a later one reads the file again."""
+    read_at: datetime
+
+    @property
+    def alias_id(self) -> str:
+        return key(self.repository, self.revision, self.file_name)
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A file that a night would not take. A damaged file may have no adapter."""
 

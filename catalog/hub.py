@@ -4,11 +4,13 @@ Everything is pinned to a commit, and what is downloaded is compared with the ha
 is that of the environment (`HF_TOKEN`), read by the client at each request and seen by nothing else.
 """
 
+import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,7 @@ from huggingface_hub.utils import (
     disable_progress_bars,
     get_session,
     hf_raise_for_status,
-    http_backoff,
-    http_stream_backoff,
     httpx,
-    paginate,
 )
 
 from catalog.candidate import Candidate, CardFacts, Unfit
@@ -40,6 +39,7 @@ from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason
 from catalog.folder import sha256_of
 from catalog.listing import EXPAND, offered
+from catalog.patience import Patience, passes
 
 FIRST_READ_BYTES = 64 * 1024
 """Holds the header of most LoRA files; a longer header costs a second request."""
@@ -47,8 +47,20 @@ MAX_HEADER_BYTES = 10_000_000
 _MAX_SMALL_FILE_BYTES = 1_000_000
 _PAGE = 1000
 _TIMEOUT_SECONDS = 30
-_RETRIES = 3
+_MAX_READ_SECONDS = 120
+"""For one answer, however slowly it drips."""
+_FAILURES_IN_A_ROW = 24
+"""So many files that could not be asked about, one after the other, mean that the Hub is away."""
 _AGAIN = "nothing; the next night tries again."
+PASSING = frozenset({"HUB_BUSY", "HUB_UNREACHABLE"})
+"""Codes that say nothing of what was asked about: the next night asks again."""
+
+_PATIENCE = Patience()
+"""Of this process: the Hub counts the requests of all its threads together."""
+
+
+class _CameShort(httpx.TransportError):
+    """Fewer bytes than the Hub promises."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,23 @@ class Start:
     content: bytes
 
 
-class Hub:
-    """The Hub at an address, or the usual one."""
+def _nobody(seconds: int) -> None:
+    """Who is told of a pause when nobody wants to know."""
 
-    def __init__(self, endpoint: str | None = None) -> None:
+
+class Hub:
+    """The Hub at an address, or the usual one; many threads may read from it at once.
+
+    `waiting` is told of every pause that the Hub asks for, in seconds.
+    """
+
+    def __init__(self, endpoint: str | None = None, waiting: Callable[[int], None] = _nobody) -> None:
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._api = HfApi(endpoint=self.endpoint)
+        self._waiting = waiting
+        self._lock = threading.Lock()
+        self._failures: list[Exception] = []
+        """Of the last files that were asked about, since the last success."""
         disable_progress_bars()
 
     def check_token(self) -> str | None:
@@ -85,21 +108,39 @@ class Hub:
     ) -> Iterator[Candidate | Unfit]:
         """What a search finds, the last changed first: one request for a thousand repositories."""
         adapters_of = [f"base_model:adapter:{base_model}"] if base_model else []
-        params: dict[str, Any] = {"filter": [*tags, *adapters_of], "expand": EXPAND, "sort": "lastModified"}
-        params |= {"limit": min(limit, _PAGE)} | ({"author": author} if author else {})
-        params |= {"search": text} if text else {}
-        with _in_plain_words("the Hub"):
-            for info in islice(paginate(f"{self.endpoint}/api/models", params, build_hf_headers()), limit):
-                yield offered(info)
+        asked: dict[str, Any] = {"filter": [*tags, *adapters_of], "expand": EXPAND, "sort": "lastModified"}
+        asked |= {"limit": min(limit, _PAGE)} | ({"author": author} if author else {})
+        asked |= {"search": text} if text else {}
+        url, found = f"{self.endpoint}/api/models?{httpx.QueryParams(asked)}", 0
+        while url and found < limit:
+            with _in_plain_words("the Hub"):
+                page = self._get(url)
+                infos = page.json()[: limit - found]
+            yield from map(offered, infos)
+            found += len(infos)
+            url = page.links.get("next", {}).get("url", "")
 
     def repository(self, name: str, revision: str = "main", file_name: str | None = None) -> Candidate | Unfit:
         """What one repository offers at a revision; Refused when it cannot be seen."""
         url = f"{self.endpoint}/api/models/{name}/revision/{revision.replace('/', '%2F')}"
         with _in_plain_words(name, revision):
-            asked = {"params": {"expand": EXPAND}, "headers": build_hf_headers(), "timeout": _TIMEOUT_SECONDS}
-            answer = http_backoff("GET", url, max_retries=_RETRIES, **asked)  # type: ignore[arg-type] # passed on
+            return offered(self._get(f"{url}?{httpx.QueryParams({'expand': EXPAND})}").json(), file_name)
+
+    def _get(self, url: str) -> httpx.Response:
+        def ask() -> httpx.Response:
+            answer = get_session().get(url, headers=build_hf_headers(), timeout=_TIMEOUT_SECONDS)
+            self._heed(answer)
             hf_raise_for_status(answer)
-            return offered(answer.json(), file_name)
+            return answer
+
+        return _PATIENCE.asked(ask)
+
+    def _heed(self, answer: httpx.Response) -> None:
+        """Let all threads wait when the Hub asks for it."""
+        for one in (*answer.history, answer):
+            seconds = _PATIENCE.heed(one)
+            if seconds:
+                self._waiting(seconds)
 
     def start_of(self, candidate: Candidate) -> Start:
         """The header of a candidate's file, its size and its hash, for one request or two of a few kilobytes."""
@@ -123,6 +164,7 @@ class Hub:
         adapters.mkdir(parents=True, exist_ok=True)
         found = None
         for _ in range(2):
+            _PATIENCE.wait()
             with tempfile.TemporaryDirectory(prefix=".download-", dir=adapters) as folder:
                 fetched = self._fetch(candidate, folder)
                 found = sha256_of(fetched) if fetched else None
@@ -153,14 +195,28 @@ class Hub:
 
     def _read(self, candidate: Candidate, file_name: str, begin: int, end: int) -> tuple[Candidate, bytes]:
         """These bytes of a file, and the candidate with the size and hash that the answer tells of that file."""
+        with _in_plain_words(candidate.repository, candidate.revision, file_name):
+            if len(self._failures) >= _FAILURES_IN_A_ROW:
+                raise self._failures[-1].with_traceback(None)
+            try:
+                found = _PATIENCE.asked(lambda: self._read_once(candidate, file_name, begin, end))
+            except (HfHubHTTPError, httpx.TransportError) as error:
+                if passes(error) and not isinstance(error, _CameShort):
+                    with self._lock:
+                        self._failures.append(error)
+                raise
+            with self._lock:
+                self._failures.clear()
+            return found
+
+    def _read_once(self, candidate: Candidate, file_name: str, begin: int, end: int) -> tuple[Candidate, bytes]:
         url = hf_hub_url(candidate.repository, file_name, revision=candidate.revision, endpoint=self.endpoint)
         headers = build_hf_headers() | {"range": f"bytes={begin}-{end - 1}", "accept-encoding": "identity"}
-        with (
-            _in_plain_words(candidate.repository, candidate.revision, file_name),
-            http_stream_backoff(
-                "GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, max_retries=_RETRIES, follow_redirects=True
-            ) as answer,
-        ):
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True
+        ) as answer:
+            until = time.monotonic() + _MAX_READ_SECONDS
+            self._heed(answer)
             if answer.status_code == 416:  # a file with no bytes has no range either
                 return replace(candidate, size_bytes=0), b""
             hf_raise_for_status(answer)
@@ -170,8 +226,15 @@ class Hub:
                 content += chunk
                 if len(content) >= skip + end - begin:
                     break
-        size_bytes, sha256 = _told(answer)
-        return replace(candidate, size_bytes=size_bytes, sha256=sha256), bytes(content[skip : skip + end - begin])
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("the answer takes too long")
+        size_bytes, sha256, promised_bytes = _told(answer)
+        wanted = bytes(content[skip : skip + end - begin])
+        if size_bytes is not None and (
+            len(wanted) < min(end, size_bytes) - begin or promised_bytes not in (None, size_bytes)
+        ):
+            raise _CameShort("fewer bytes than promised")
+        return replace(candidate, size_bytes=size_bytes, sha256=sha256), wanted
 
     def head(self, name: str) -> str | None:
         """The newest commit of a repository; None when there is no such repository."""
@@ -235,13 +298,23 @@ def _place(candidate: Candidate) -> str:
     return f"{candidate.repository}@{candidate.revision[:7]}/{candidate.file_name}"
 
 
-def _told(answer: httpx.Response) -> tuple[int | None, str | None]:
-    """Size and sha256 of a file, from the answer or from the one that sent us to where the bytes lie."""
-    answers = [*answer.history, answer]
-    linked = next((one.headers["x-linked-etag"] for one in answers if "x-linked-etag" in one.headers), "")
-    sha256 = linked.removeprefix("W/").strip('"')
+def _told(answer: httpx.Response) -> tuple[int | None, str | None, int | None]:
+    """Size and sha256 of a file, and the size that it should have.
+
+    Hash and promise come with the answer, or with the one that sent us to where the bytes lie.
+    """
+
+    def linked(name: str) -> str:
+        return next((one.headers[name] for one in (*answer.history, answer) if name in one.headers), "")
+
+    sha256 = linked("x-linked-etag").removeprefix("W/").strip('"')
     total = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length", "")
-    return int(total) if total.isdigit() else None, sha256 if len(sha256) == 64 else None
+    promised = linked("x-linked-size")
+    return (
+        int(total) if total.isdigit() else None,
+        sha256 if len(sha256) == 64 else None,
+        int(promised) if promised.isdigit() else None,
+    )
 
 
 @contextmanager
@@ -249,15 +322,23 @@ def _in_plain_words(where: str, revision: str = "", file_name: str = "") -> Iter
     """The client's many errors as ours."""
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError, httpx.TransportError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError, httpx.RequestError) as error:
         said: BaseException = error
         while isinstance(said, (LocalEntryNotFoundError, RuntimeError)) and said.__cause__ is not None:
             said = said.__cause__  # the client wraps what happened to a file
         if isinstance(said, HfHubHTTPError):
             raise _answered(said, where, revision, file_name) from error
+        if isinstance(said, _CameShort):
+            fact = f"{where}@{revision[:7]}/{file_name} came shorter than the Hub promises, again and again."
+            raise Refused(Reason("FILE_TRUNCATED", fact, _AGAIN)) from error
         if isinstance(said, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError)):
             raise _unreachable(said) from error
+        if isinstance(said, httpx.RequestError):
+            fact = f"The Hub's answer for {where} cannot be used ({type(said).__name__})."
+            raise Refused(Reason("HUB_REFUSED", fact, "see its page in a browser.")) from error
         raise
+    except json.JSONDecodeError as error:
+        raise _unreachable(error) from error
 
 
 def _unreachable(error: BaseException) -> CatalogueError:

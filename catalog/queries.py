@@ -21,6 +21,7 @@ from catalog.facts import (
     STYLE_METRIC,
     SUBJECT_METRIC,
     Alias,
+    Header,
     MergeStatus,
     Reason,
     Role,
@@ -30,6 +31,7 @@ from catalog.licence import combine
 from catalog.names import adapter_names
 from catalog.schema import Adapter, Failure, Merge, Night, Publication, Refusal, Request, Score, reading
 from catalog.schema import Alias as AliasRow
+from catalog.schema import Header as HeaderRow
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,25 @@ def usable_adapters(engine: Engine, role: Role) -> list[UsableAdapter]:
             UsableAdapter(row.sha256, row.role, row.licence, row.facts, tuple(places[row.sha256]))
             for row in connection.execute(usable)
         ]
+
+
+def known_headers(engine: Engine, alias_ids: Collection[str], reader: int) -> dict[str, Header]:
+    """What this reader found in files at their commits, by the ids of these aliases, as far as it has read them."""
+    read = select(HeaderRow).where(HeaderRow.alias_id.in_(alias_ids), HeaderRow.reader == reader)
+    with reading(engine).connect() as connection:
+        return {
+            row.alias_id: Header(
+                row.repository,
+                row.revision,
+                row.file_name,
+                row.sha256,
+                row.facts,
+                Reason(row.code, row.fact, row.next_step) if row.code else None,
+                row.reader,
+                row.read_at,
+            )
+            for row in connection.execute(read)
+        }
 
 
 def _positions(scorers: Collection[str], chosen: ColumnElement[bool]) -> Subquery:

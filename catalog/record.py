@@ -1,4 +1,4 @@
-"""The only writer of a catalogue: one function per fact, each one transaction, each safe to call twice."""
+"""The only writer of a catalogue: one function per kind of fact, each one transaction, each safe to call twice."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -77,47 +77,68 @@ def record_night_finished(engine: Engine, night_id: str, summary: Mapping[str, A
         )
 
 
-def record_adapter(engine: Engine, adapter: facts.Adapter, aliases: Collection[facts.Alias] = ()) -> None:
-    """A scan saw this file at these places; what it saw last counts."""
-    row = {
-        "sha256": adapter.sha256,
-        "role": adapter.role,
-        "status": adapter.status,
-        "licence": adapter.licence,
-        "facts": adapter.facts,
-        "first_seen_at": adapter.seen_at,
-        "last_seen_at": adapter.seen_at,
-    }
-    places = {
-        alias.alias_id: {
-            "alias_id": alias.alias_id,
-            "repository": alias.repository,
-            "revision": alias.revision,
-            "file_name": alias.file_name,
-            "sha256": alias.sha256,
-            "seen_at": alias.seen_at,
+def record_adapters(engine: Engine, adapters: Collection[facts.Adapter], aliases: Collection[facts.Alias] = ()) -> None:
+    """A scan saw these files at these places; what it saw last counts."""
+    rows = {
+        adapter.sha256: {
+            "sha256": adapter.sha256,
+            "role": adapter.role,
+            "status": adapter.status,
+            "licence": adapter.licence,
+            "facts": adapter.facts,
+            "first_seen_at": adapter.seen_at,
+            "last_seen_at": adapter.seen_at,
         }
-        for alias in aliases
+        for adapter in adapters
     }
+    places = {alias.alias_id: {"alias_id": alias.alias_id, **vars(alias)} for alias in aliases}
     with engine.begin() as connection:
-        _put(connection, schema.Adapter, {adapter.sha256: row}, ("role", "status", "licence", "facts", "last_seen_at"))
+        _put(connection, schema.Adapter, rows, ("role", "status", "licence", "facts", "last_seen_at"))
         _put(connection, schema.Alias, places, ("sha256", "seen_at"))
 
 
-def record_refusal(engine: Engine, refusal: facts.Refusal) -> None:
-    """A night would not take a file; the same reason for the same file in the same night is one row."""
-    row = {
-        "refusal_id": refusal.refusal_id,
-        "night_id": refusal.night_id,
-        "repository": refusal.repository,
-        "revision": refusal.revision,
-        "file_name": refusal.file_name,
-        "sha256": refusal.sha256,
-        **vars(refusal.reason),
-        "refused_at": refusal.refused_at,
+def record_headers(engine: Engine, headers: Collection[facts.Header]) -> None:
+    """These files were read, maybe not for the first time: the last reader counts."""
+    rows = {
+        header.alias_id: {
+            "alias_id": header.alias_id,
+            "repository": header.repository,
+            "revision": header.revision,
+            "file_name": header.file_name,
+            "sha256": header.sha256,
+            "facts": header.facts,
+            **_reason_row(header.reason),
+            "reader": header.reader,
+            "read_at": header.read_at,
+        }
+        for header in headers
     }
     with engine.begin() as connection:
-        _put_new(connection, schema.Refusal, row)
+        changed = ("sha256", "facts", "code", "fact", "next_step", "reader", "read_at")
+        _put(connection, schema.Header, rows, changed)
+
+
+def _reason_row(reason: facts.Reason | None) -> Row:
+    return vars(reason) if reason else dict.fromkeys(("code", "fact", "next_step"))
+
+
+def record_refusals(engine: Engine, refusals: Collection[facts.Refusal]) -> None:
+    """A night would not take these files; the same reason for the same file in the same night is one row."""
+    rows = {
+        refusal.refusal_id: {
+            "refusal_id": refusal.refusal_id,
+            "night_id": refusal.night_id,
+            "repository": refusal.repository,
+            "revision": refusal.revision,
+            "file_name": refusal.file_name,
+            "sha256": refusal.sha256,
+            **vars(refusal.reason),
+            "refused_at": refusal.refused_at,
+        }
+        for refusal in refusals
+    }
+    with engine.begin() as connection:
+        _put(connection, schema.Refusal, rows)
 
 
 def record_plan(engine: Engine, merges: Collection[facts.Merge]) -> None:

@@ -105,6 +105,24 @@ class Alias(Base):
     seen_at: Mapped[datetime]
 
 
+class Header(Base):
+    """What a file of the Hub says about itself at a commit: either facts, or why it is refused. It is read once."""
+
+    __tablename__ = "headers"
+    alias_id: Mapped[str] = _id()
+    repository: Mapped[str]
+    revision: Mapped[str]
+    file_name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Of an adapter, if the file is one."""
+    facts: Mapped[dict[str, Any] | None]
+    code: Mapped[str | None]
+    fact: Mapped[str | None]
+    next_step: Mapped[str | None]
+    reader: Mapped[int]
+    read_at: Mapped[datetime]
+
+
 class Refusal(Base):
     """A file that a night would not take, and why."""
 

@@ -1,6 +1,6 @@
 """The command line: verbs that compose, print, and exit with a code.
 
-Exit codes: 0 done, 1 some merges failed, 2 bad input, 3 broken environment.
+Exit codes: 0 done, 1 some merges failed or some of the Hub was not seen, 2 bad input, 3 broken environment.
 """
 
 import atexit
@@ -66,16 +66,23 @@ def check(config: Config, as_json: AsJson = False) -> None:
 @app.command()
 def scan(config: Config, as_json: AsJson = False) -> None:
     """What the sources offer: what is usable, what is refused and why."""
-    from catalog.hub import Hub
+    from catalog.hub import PASSING, Hub
+    from catalog.schema import open_catalogue
     from flows import show
+    from flows.progress import tell_pause
     from flows.scan import scan as scanned
     from flows.settings import load_settings
 
-    found = list(scanned(load_settings(config), Hub()))
+    settings = load_settings(config)
+    catalogue = open_catalogue(settings.catalogue, migrate=True)  # where it keeps what it has read of the Hub's files
+    with show.progress_bars():
+        found = list(scanned(settings, Hub(waiting=tell_pause), catalogue))
     if as_json:
         show.print_json(found)
     else:
         show.print_found(found)
+    if any(one.reason is not None and one.reason.code in PASSING for one in found):
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -124,6 +131,7 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
     problems = problems_of(config)
     if problems:
         raise Problems(problems)
+    from catalog.hub import PASSING
     from flows import show
     from flows.nightly import nightly
 
@@ -133,7 +141,7 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
         show.print_json(report)
     else:
         show.print_report(report)
-    if report.failed or report.lost_batches:
+    if report.failed or report.lost_batches or PASSING & report.refused.keys():
         raise typer.Exit(1)
 
 

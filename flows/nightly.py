@@ -28,9 +28,9 @@ from catalog.story import night_summary
 from flows.artifacts import show_night, show_troubles
 from flows.batch import merge_batch
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
-from flows.progress import tell
+from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
-from flows.scan import Found, record_found, scan, usable
+from flows.scan import PIECE, Found, pieces, record_found, scan, usable
 from flows.settings import Problem, Settings, load_settings
 from flows.short_list import lacking_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
@@ -77,11 +77,16 @@ class Report:
 @task(task_run_name="scan", cache_policy=NO_CACHE, persist_result=False)
 def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> list[Found]:
     """Judge every adapter of every source, and write it down."""
+    log = get_run_logger()
+
+    def waiting(seconds: int) -> None:
+        log.warning("waiting %d s for the Hub", seconds)
+        tell_pause(seconds)
+
     seen = []
-    for found in scan(settings, Hub()):
-        record_found(found, catalogue, night_id)
-        seen.append(found)
-        tell("adapters", len(seen), 0)
+    for piece in pieces(scan(settings, Hub(waiting=waiting), catalogue), PIECE):
+        record_found(piece, catalogue, night_id)
+        seen += piece
     return seen
 
 

@@ -25,3 +25,8 @@ def watched(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _watcher.reset(token)
+
+
+def tell_pause(seconds: int) -> None:
+    """Say that the Hub wants to be left alone for a while."""
+    tell(f"waiting {seconds} s for the Hub", 0, 0)

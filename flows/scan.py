@@ -1,27 +1,43 @@
 """What the sources offer: each adapter judged by its header, its card and its licence, and written into the catalogue.
 
-A file on this disk is also read; one on the Hub is read when a pair needs it.
+A file on this disk is also read; one on the Hub is read when a pair needs it. What its header says is asked of the
+Hub once for each commit, since a commit never changes; what the listing says is judged anew each night.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from catalog import facts, record
 from catalog.candidate import Candidate, Unfit
-from catalog.errors import Refused
-from catalog.facts import AdapterStatus, Reason
+from catalog.errors import CatalogueError
+from catalog.facts import AdapterStatus, Header, Reason
 from catalog.folder import scan_folder
-from catalog.hub import Hub
+from catalog.hub import PASSING, Hub, Start
 from catalog.licence import gate
+from catalog.queries import known_headers
 from catalog.schema import Catalogue
-from flows.settings import FolderSource, RepositorySource, Settings, Source
+from flows.progress import tell
+from flows.settings import FolderSource, RepositorySource, SearchSource, Settings, Source
+from flows.trouble import reason_of
 from ziplora.adapter import CONFIG_NAME, AdapterHeader, describe, family_of, needs_config, read
 from ziplora.alpha import parse_config
 from ziplora.header import Refusal, read_header
+
+READER = 1
+"""Of headers; a higher one reads those again that are in a catalogue."""
+PIECE = 200
+"""So many adapters are looked at together, and written down together."""
+_READERS = 12
+"""Threads that ask the Hub."""
+_AGAIN = "nothing; the next night tries again."
+_T = TypeVar("_T")
 
 _UNSUPPORTED = {"UNSUPPORTED_ADAPTER", "UNSUPPORTED_LAYOUT", "UNSUPPORTED_DTYPE", "MIXED_LAYOUT", "NO_UNET_LAYERS"}
 _RESTRICTED = ("LICENCE_", "CONSENT", "GATED")
@@ -59,22 +75,39 @@ def offers(source: Source, base_model: str, hub: Hub) -> Iterator[Candidate | Un
     elif isinstance(source, RepositorySource):
         try:
             yield hub.repository(source.repository, source.revision, source.file)
-        except Refused as error:
-            yield Unfit(source.repository, source.revision, source.file or "", error.reason)
+        except CatalogueError as error:
+            yield Unfit(source.repository, source.revision, source.file or "", _reason(error))
     else:
-        wanted = source.search
-        own = None if Path(base_model).is_dir() else base_model
-        yield from hub.search(
-            base_model=wanted.base_model or own,
-            tags=wanted.tags,
-            author=wanted.author,
-            text=wanted.text,
-            limit=wanted.limit,
-        )
+        try:
+            yield from _searched(source, base_model, hub)
+        except CatalogueError as error:
+            yield Unfit("a search of the Hub", "", "", _reason(error))
 
 
-def judge(offer: Candidate | Unfit, source: Source, settings: Settings, hub: Hub) -> Found:
-    """Whether an adapter may be merged, from the cheapest fact to the dearest; the first thing wrong decides."""
+def _searched(source: SearchSource, base_model: str, hub: Hub) -> Iterator[Candidate | Unfit]:
+    wanted = source.search
+    own = None if Path(base_model).is_dir() else base_model
+    return hub.search(
+        base_model=wanted.base_model or own,
+        tags=wanted.tags,
+        author=wanted.author,
+        text=wanted.text,
+        limit=wanted.limit,
+    )
+
+
+def _reason(error: Exception) -> Reason:
+    """Why one item came to nothing; what is wrong with all of them is raised."""
+    if isinstance(error, CatalogueError) and error.code in PASSING:
+        return Reason(error.code, str(error).partition(": ")[2], _AGAIN)
+    return reason_of(error)
+
+
+def judge(offer: Candidate | Unfit, source: Source, settings: Settings, said: Header | Reason | None) -> Found:
+    """Whether an adapter may be merged, from the cheapest fact to the dearest; the first thing wrong decides.
+
+    `said` is what its file says, or why nobody knows; None of a file that nobody may read.
+    """
     if isinstance(offer, Unfit):
         status = status_of(offer.reason.code)
         return Found(
@@ -82,21 +115,18 @@ def judge(offer: Candidate | Unfit, source: Source, settings: Settings, hub: Hub
         )
     known: dict[str, Any] = {}
     reason = None if settings.merge_unknown_licences else gate(offer.card.licence)
-    try:
-        reason = reason or _gated(offer)
-        offer, header = _header(offer, hub)
-        known = {**asdict(header), "rank": max(header.ranks), **_words(offer, source)}
-        reason = reason or _misfit(header, settings) or _without_prompt(known)
-    except Refusal as refusal:
-        reason = Reason(refusal.code, refusal.fact, refusal.next_step)
-    except Refused as error:
-        reason = error.reason
+    reason = reason or _gated(offer)
+    if isinstance(said, Header) and said.facts is not None:
+        known = {**said.facts, "rank": max(said.facts["ranks"]), **_words(offer, source)}
+        reason = reason or _misfit(said.facts["base"], settings) or _without_prompt(known)
+    elif said is not None:
+        reason = reason or (said.reason if isinstance(said, Header) else said)
     return Found(
         offer.repository,
         offer.revision,
         offer.file_name,
         source.role,
-        offer.sha256,
+        said.sha256 if isinstance(said, Header) else offer.sha256,
         status_of(reason.code) if reason else "usable",
         offer.card.licence,
         reason,
@@ -111,15 +141,39 @@ def _gated(offer: Candidate) -> Reason | None:
     return Reason("GATED", "Its owner gives it only to those who ask.", f"ask for access at {link}, then scan again.")
 
 
-def _header(offer: Candidate, hub: Hub) -> tuple[Candidate, AdapterHeader]:
-    """What the file says about itself, and the candidate with its size and hash."""
-    if offer.folder is not None:
-        return offer, read(offer.folder / offer.file_name).facts
-    start = hub.start_of(offer)
+def _look(offer: Candidate, hub: Hub) -> Header | Reason:
+    """What a file says about itself, or why nobody could ask it; only the former is so for ever."""
+    try:
+        if offer.folder is not None:
+            return _said(offer, read(offer.folder / offer.file_name).facts)
+        for _ in range(2):  # lest bytes were spoiled on their way here
+            start = hub.start_of(offer)
+            found = _described(start, hub)
+            if not isinstance(found, Reason):
+                break
+        return _said(start.candidate, found)
+    except Exception as error:  # noqa: BLE001 - one bad adapter never stops a scan
+        return _reason(error)
+
+
+def _described(start: Start, hub: Hub) -> AdapterHeader | Reason:
     size_bytes = start.candidate.size_bytes or len(start.content)
-    header = read_header(io.BytesIO(start.content), size_bytes)
-    config = hub.small_file(offer, CONFIG_NAME) if needs_config(header) else None
-    return start.candidate, describe(header, size_bytes, parse_config(config) if config else None)
+    try:
+        header = read_header(io.BytesIO(start.content), size_bytes)
+        config = hub.small_file(start.candidate, CONFIG_NAME) if needs_config(header) else None
+        return describe(header, size_bytes, parse_config(config) if config else None)
+    except Refusal as refusal:
+        return reason_of(refusal)
+
+
+def _said(offer: Candidate, found: AdapterHeader | Reason) -> Header | Reason:
+    if offer.sha256 is None:
+        fact = "The Hub keeps no sha256 of its file, by which it could be known."
+        unknown = Reason("HASH_UNKNOWN", fact, "ask the author to store it with Git LFS or Xet.")
+        return found if isinstance(found, Reason) else unknown
+    known, reason = (None, found) if isinstance(found, Reason) else (asdict(found), None)
+    now = datetime.now(UTC)
+    return Header(offer.repository, offer.revision, offer.file_name, offer.sha256, known, reason, READER, now)
 
 
 def _words(offer: Candidate, source: Source) -> dict[str, Any]:
@@ -135,12 +189,12 @@ def _words(offer: Candidate, source: Source) -> dict[str, Any]:
     }
 
 
-def _misfit(header: AdapterHeader, settings: Settings) -> Reason | None:
+def _misfit(base: str, settings: Settings) -> Reason | None:
     folder = Path(settings.base_model.id)
     wanted = family_of(folder) if folder.is_dir() else "sdxl"
-    if header.base == wanted:
+    if base == wanted:
         return None
-    fact = f"By its shapes it was trained on {header.base}, and this night's base model is of {wanted}."
+    fact = f"By its shapes it was trained on {base}, and this night's base model is of {wanted}."
     return Reason("BASE_MISMATCH", fact, "leave it out, or merge it in a night of its own base model.")
 
 
@@ -150,23 +204,67 @@ def _without_prompt(known: Mapping[str, Any]) -> Reason | None:
     return Reason("NO_TRIGGER_PROMPT", "Its card names no instance prompt.", "set trigger_prompt in its source.")
 
 
-def scan(settings: Settings, hub: Hub) -> Iterator[Found]:
-    """Judge everything in all sources, one adapter after the other."""
-    for source in settings.sources:
-        for offer in offers(source, settings.base_model.id, hub):
-            yield judge(offer, source, settings, hub)
+def pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """The items, so many at a time."""
+    iterator = iter(items)
+    while piece := list(islice(iterator, size)):
+        yield piece
 
 
-def record_found(one: Found, catalogue: Catalogue, night_id: str) -> None:
-    """Write down what a night saw of an adapter."""
+def scan(settings: Settings, hub: Hub, catalogue: Catalogue | None) -> Iterator[Found]:
+    """Judge everything in all sources, in their order; what is read from the Hub is kept in the catalogue."""
+    seen = 0
+    with ThreadPoolExecutor(_READERS) as pool:
+        for source in settings.sources:
+            for piece in pieces(offers(source, settings.base_model.id, hub), PIECE):
+                said = _headers(piece, hub, catalogue, pool)
+                for offer in piece:
+                    looked = said.get(_place(offer))
+                    if isinstance(offer, Candidate) and offer.folder is not None:
+                        looked = _look(offer, hub)
+                    yield judge(offer, source, settings, looked)
+                    seen += 1
+                    tell("adapters", seen, 0)
+
+
+def _place(offer: Candidate | Unfit) -> str:
+    return facts.key(offer.repository, offer.revision, offer.file_name)
+
+
+def _headers(
+    piece: Sequence[Candidate | Unfit], hub: Hub, catalogue: Catalogue | None, pool: ThreadPoolExecutor
+) -> Mapping[str, Header | Reason]:
+    """What the files of the Hub say, by their places; those that are not in the catalogue are read."""
+    there = {_place(one): one for one in piece if isinstance(one, Candidate) and one.folder is None}
+    said: dict[str, Header | Reason] = {}
+    if catalogue is not None:
+        said |= known_headers(catalogue, there, READER)
+    unread = {place: offer for place, offer in there.items() if place not in said and not offer.gated}
+    new: list[Header] = []
+    calls = [(copy_context(), offer) for offer in unread.values()]
+    try:
+        for place, one in zip(unread, pool.map(lambda call: call[0].run(_look, call[1], hub), calls), strict=True):
+            said[place] = one
+            new += [one] if isinstance(one, Header) else []
+    finally:  # whoever stops a scan does not lose what was read
+        if catalogue is not None and new:
+            record.record_headers(catalogue, new)
+    return said
+
+
+def record_found(some: Iterable[Found], catalogue: Catalogue, night_id: str) -> None:
+    """Write down what a night saw of adapters."""
     now = datetime.now(UTC)
-    if one.sha256:
-        adapter = facts.Adapter(one.sha256, one.role, one.status, one.licence, one.facts, now)
-        alias = facts.Alias(one.repository, one.revision, one.file_name, one.sha256, now)
-        record.record_adapter(catalogue, adapter, [alias])
-    if one.reason:
-        refusal = facts.Refusal(night_id, one.repository, one.revision, one.file_name, one.reason, now, one.sha256)
-        record.record_refusal(catalogue, refusal)
+    adapters, aliases, refusals = [], [], []
+    for one in some:
+        if one.sha256:
+            adapters.append(facts.Adapter(one.sha256, one.role, one.status, one.licence, one.facts, now))
+            aliases.append(facts.Alias(one.repository, one.revision, one.file_name, one.sha256, now))
+        if one.reason:
+            place = (one.repository, one.revision, one.file_name)
+            refusals.append(facts.Refusal(night_id, *place, one.reason, now, one.sha256))
+    record.record_adapters(catalogue, adapters, aliases)
+    record.record_refusals(catalogue, refusals)
 
 
 def usable(found: Iterable[Found]) -> list[Found]:

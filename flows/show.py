@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -61,9 +62,9 @@ def progress_bars() -> Iterator[None]:
         shown: dict[str, TaskID] = {}
 
         def watcher(what: str, done: int, total: int) -> None:
+            for name in [name for name in list(shown) if name not in ("adapters", "merges", what)]:
+                bars.remove_task(shown.pop(name))
             if what not in shown:
-                for name in [name for name in shown if name not in ("adapters", "merges")]:
-                    bars.remove_task(shown.pop(name))
                 shown[what] = bars.add_task(what)
             bars.update(shown[what], completed=done, total=total or None)
 
@@ -90,6 +91,9 @@ def print_found(found: Sequence["Found"]) -> None:
         OUT.print(f"{len(others)} are not", style="bold")
     for status, code, name, reason in others:
         print_reason(f"{status:<12}", f"{code}  {name}", reason)
+    counts = Counter((one.status, one.reason.code if one.reason else "") for one in found)
+    rows = [(status, code, count) for (status, code), count in sorted(counts.items())]
+    print_table(f"{len(found)} adapters in all", ("status", "code", "adapters"), rows)
 
 
 def print_reason(what: str, item: str, reason: Reason) -> None:

@@ -62,7 +62,7 @@ def _adapter(engine: Engine, repository: str, role: facts.Role, licence: str | N
     alias = facts.Alias(
         f"tiny/{repository}-lora", "c0ffee" * 6 + "c0ff", "pytorch_lora_weights.safetensors", sha256, NOON
     )
-    record.record_adapter(engine, known, [alias])
+    record.record_adapters(engine, [known], [alias])
     return sha256
 
 
@@ -146,9 +146,9 @@ def _refuse(engine: Engine) -> None:
     )
     for number, (code, fact, step) in enumerate(refused):
         reason = facts.Reason(code, fact, step)
-        record.record_refusal(
-            engine, facts.Refusal(NIGHT, f"tiny/fault-{number}", "local", "a.safetensors", reason, NOON)
+        record.record_refusals(
+            engine, [facts.Refusal(NIGHT, f"tiny/fault-{number}", "local", "a.safetensors", reason, NOON)]
         )
     for name in HOSTILE:
         reason = facts.Reason("NON_FINITE", f"In {name} 3 values are NaN.", name)
-        record.record_refusal(engine, facts.Refusal(NIGHT, name, "local", "a.safetensors", reason, NOON))
+        record.record_refusals(engine, [facts.Refusal(NIGHT, name, "local", "a.safetensors", reason, NOON)])

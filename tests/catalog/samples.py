@@ -48,7 +48,7 @@ def start(engine: Engine) -> None:
     for night in (NIGHT, "2026-11-25", "2026-11-26", "2026-11-27"):
         record.record_night_started(engine, night, {"steps": 20}, NOON)
     for sha256, role in ((DOG, "subject"), (TEAPOT, "subject"), (NEON, "style"), (INK, "style")):
-        record.record_adapter(engine, adapter(sha256, role))  # type: ignore[arg-type]
+        record.record_adapters(engine, [adapter(sha256, role)])  # type: ignore[arg-type]
 
 
 def done(engine: Engine, merged: facts.Merge, **positions: float | None) -> facts.Merge:

@@ -226,7 +226,7 @@ def test_the_token_is_taken_from_the_environment_and_told_to_nobody(
 def test_a_busy_hub_is_not_the_fault_of_a_repository(
     server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catalog.hub._RETRIES", 0)
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", ())
     _dog(server, weights())
     for status in (429, 503):
         server.failing = {"/api/models/": status}
@@ -236,6 +236,6 @@ def test_a_busy_hub_is_not_the_fault_of_a_repository(
 
 
 def test_a_hub_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalog.hub._RETRIES", 0)
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", ())
     with pytest.raises(CatalogueError, match=r"HUB_UNREACHABLE: .*ConnectError"):
         Hub("http://127.0.0.1:9").repository("me/dog")

@@ -151,9 +151,9 @@ def test_only_usable_adapters_of_the_role_are_offered(catalogue: Engine) -> None
     places = [
         facts.Alias("me/dog", revision, "dog.safetensors", DOG, minutes(at)) for revision, at in (("a", 0), ("b", 5))
     ]
-    record.record_adapter(catalogue, adapter(DOG, "subject"), places)
-    record.record_adapter(catalogue, adapter(TEAPOT, "subject", status="restricted"))
-    record.record_adapter(catalogue, adapter(NEON, "style"))
+    record.record_adapters(catalogue, [adapter(DOG, "subject")], places)
+    record.record_adapters(catalogue, [adapter(TEAPOT, "subject", status="restricted")])
+    record.record_adapters(catalogue, [adapter(NEON, "style")])
     expected = queries.UsableAdapter(DOG, "subject", "apache-2.0", {"rank": 8}, tuple(reversed(places)))
     assert queries.usable_adapters(catalogue, "subject") == [expected]
     assert [found.sha256 for found in queries.usable_adapters(catalogue, "style")] == [NEON]
@@ -162,7 +162,7 @@ def test_only_usable_adapters_of_the_role_are_offered(catalogue: Engine) -> None
 def test_the_troubles_of_a_night_are_told_in_order(catalogue: Engine) -> None:
     start(catalogue)
     reason = facts.Reason("PICKLE", "The file is a pickle.", "Ask for safetensors.")
-    record.record_refusal(catalogue, facts.Refusal(NIGHT, "me/old", "main", "old.bin", reason, minutes(0)))
+    record.record_refusals(catalogue, [facts.Refusal(NIGHT, "me/old", "main", "old.bin", reason, minutes(0))])
     record.record_failed(catalogue, merge(), DIVERGED, NIGHT, minutes(1))
     record.record_failed(catalogue, merge(DOG, INK), DIVERGED, "2026-11-25", minutes(2))
     assert queries.failures_of(catalogue, NIGHT) == [

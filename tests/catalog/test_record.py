@@ -21,6 +21,7 @@ from .samples import (
     INK,
     NEON,
     NIGHT,
+    NOON,
     SCORERS,
     adapter,
     merge,
@@ -56,9 +57,9 @@ def _fail(engine: Engine, *nights: str) -> None:
 
 def test_a_second_scan_changes_what_is_known_and_adds_no_row(catalogue: Engine) -> None:
     place = facts.Alias("me/dog", "main", "dog.safetensors", DOG, minutes(0))
-    record.record_adapter(catalogue, adapter(DOG, "subject"), [place, place])
+    record.record_adapters(catalogue, [adapter(DOG, "subject")], [place, place])
     later = adapter(DOG, "subject", status="restricted", licence="cc-by-nd-4.0", seen_at=minutes(5))
-    record.record_adapter(catalogue, later, [replace(place, seen_at=minutes(5))])
+    record.record_adapters(catalogue, [later], [replace(place, seen_at=minutes(5))])
     (seen,) = rows(catalogue, schema.Adapter)
     assert (seen.status, seen.licence, seen.first_seen_at) == ("restricted", "cc-by-nd-4.0", minutes(0))
     (alias,) = rows(catalogue, schema.Alias)
@@ -67,9 +68,21 @@ def test_a_second_scan_changes_what_is_known_and_adds_no_row(catalogue: Engine) 
 
 def test_a_file_that_changed_under_its_name_moves_the_alias(catalogue: Engine) -> None:
     place = facts.Alias("folder", "", "dog.safetensors", DOG, minutes(0))
-    record.record_adapter(catalogue, adapter(DOG, "subject"), [place])
-    record.record_adapter(catalogue, adapter(INK, "subject"), [replace(place, sha256=INK)])
+    record.record_adapters(catalogue, [adapter(DOG, "subject")], [place])
+    record.record_adapters(catalogue, [adapter(INK, "subject")], [replace(place, sha256=INK)])
     assert [alias.sha256 for alias in rows(catalogue, schema.Alias)] == [INK]
+
+
+def test_a_file_is_known_by_its_place_to_the_reader_that_read_it(catalogue: Engine) -> None:
+    sound = facts.Header("me/dog", "c0ffee", "dog.safetensors", DOG, {"ranks": [4]}, None, 1, NOON)
+    broken = replace(sound, file_name="cat.safetensors", facts=None, reason=DIVERGED)
+    record.record_headers(catalogue, [sound, broken, sound])
+    ids = [sound.alias_id, broken.alias_id, "elsewhere"]
+    assert queries.known_headers(catalogue, ids, 1) == {sound.alias_id: sound, broken.alias_id: broken}
+    assert queries.known_headers(catalogue, ids, 2) == {}
+    later = replace(broken, facts={"ranks": [8]}, reason=None, reader=2, read_at=minutes(1))
+    record.record_headers(catalogue, [later])
+    assert queries.known_headers(catalogue, ids, 2) == {later.alias_id: later}
 
 
 def test_the_first_result_of_a_merge_counts(catalogue: Engine) -> None:
@@ -202,10 +215,10 @@ def test_a_ceiling_at_the_floor_places_nothing() -> None:
 def test_a_hostile_name_is_a_name(catalogue: Engine, name: str) -> None:
     start(catalogue)
     place = facts.Alias(name, name, name, DOG, minutes(0))
-    record.record_adapter(catalogue, adapter(DOG, "subject", facts={name: [name]}, licence=name), [place, place])
+    record.record_adapters(catalogue, [adapter(DOG, "subject", facts={name: [name]}, licence=name)], [place, place])
     refusal = facts.Refusal(NIGHT, name, name, name, facts.Reason("BAD", name, name), minutes(0))
-    record.record_refusal(catalogue, refusal)
-    record.record_refusal(catalogue, refusal)
+    record.record_refusals(catalogue, [refusal])
+    record.record_refusals(catalogue, [refusal])
     readable = name.replace("\x00", "\ufffd").replace("\ud800", "?")
     dog = next(found for found in queries.usable_adapters(catalogue, "subject") if found.sha256 == DOG)
     assert (dog.licence, dog.facts, dog.aliases[0].repository) == (readable, {readable: [readable]}, readable)

@@ -92,7 +92,7 @@ def test_eight_may_upgrade_at_once(url: str) -> None:
         list(pool.map(upgrade, range(8)))
     engine = open_catalogue(url)
     with engine.connect() as connection:
-        assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all() == ["0001"]
+        assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all() == ["0002"]
     engine.dispose()
 
 
@@ -159,7 +159,7 @@ def test_a_damaged_file_is_called_damaged(tmp_path: Path) -> None:
 
 def test_a_full_disk_loses_nothing_and_says_so(tmp_path: Path) -> None:
     engine = open_catalogue(f"sqlite:///{tmp_path / 'catalog.sqlite'}", migrate=True)
-    record.record_adapter(engine, adapter(DOG, "subject"))
+    record.record_adapters(engine, [adapter(DOG, "subject")])
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
         connection.rollback()

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -24,9 +25,11 @@ def filled(catalogue: Engine) -> Engine:
     """A row or more in every table."""
     start(catalogue)
     places = [facts.Alias(HOSTILE, "main", "a.safetensors", DOG, minutes(0))]
-    record.record_adapter(catalogue, adapter(DOG, "subject", facts={HOSTILE: [1, 0.1, None]}), places)
+    record.record_adapters(catalogue, [adapter(DOG, "subject", facts={HOSTILE: [1, 0.1, None]})], places)
     reason = facts.Reason("BAD", HOSTILE, "Do nothing.")
-    record.record_refusal(catalogue, facts.Refusal(NIGHT, HOSTILE, "main", "b.bin", reason, minutes(0)))
+    record.record_refusals(catalogue, [facts.Refusal(NIGHT, HOSTILE, "main", "b.bin", reason, minutes(0))])
+    header = facts.Header(HOSTILE, "main", "b.bin", DOG, None, reason, 1, minutes(0))
+    record.record_headers(catalogue, [header, replace(header, file_name="a", facts={HOSTILE: [0.1]}, reason=None)])
     done(catalogue, merge(), clip_i=0.1, dino=None)
     record.record_failed(catalogue, merge(method="direct"), DIVERGED, NIGHT, minutes(1))
     record.record_request(catalogue, DOG, NEON, minutes(2))

@@ -17,7 +17,7 @@ LATER_DOG = facts.key("a later dog")
 
 def _named(engine: Engine, repository: str, sha256: str, role: facts.Role, licence: str = "mit") -> None:
     alias = facts.Alias(repository, "c0ffee", "pytorch_lora_weights.safetensors", sha256, NOON)
-    record.record_adapter(engine, adapter(sha256, role, licence=licence), [alias])
+    record.record_adapters(engine, [adapter(sha256, role, licence=licence)], [alias])
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_merge_is_meant_by_the_beginning_of_its_id(named: Engine) -> None:
 
 
 def test_adapters_are_called_by_the_last_part_of_where_they_were_seen(named: Engine) -> None:
-    record.record_adapter(named, adapter(LATER_DOG, "subject"))
+    record.record_adapters(named, [adapter(LATER_DOG, "subject")])
     assert adapter_names(named) == {
         DOG: "dog",
         TEAPOT: "teapot",
@@ -144,7 +144,7 @@ def test_the_story_of_a_merge_is_told_in_order(named: Engine) -> None:
 
 def test_the_story_of_an_adapter_knows_its_merges_and_refusals(named: Engine) -> None:
     reason = facts.Reason("NON_FINITE", "12 values are NaN.", "ask the author.")
-    record.record_refusal(named, facts.Refusal(NIGHT, "me/dog-lora", "old", "a.safetensors", reason, minutes(1)))
+    record.record_refusals(named, [facts.Refusal(NIGHT, "me/dog-lora", "old", "a.safetensors", reason, minutes(1))])
     story = story_of(named, "dog")
     assert (story.kind, story.item, story.status, story.facts["licence"]) == ("adapter", DOG, "usable", "mit")
     told = " ".join(event.sentence for event in story.events)
@@ -156,8 +156,8 @@ def test_the_story_of_an_adapter_knows_its_merges_and_refusals(named: Engine) ->
 @pytest.mark.parametrize("said", ["me/broken", "broken"])
 def test_a_file_that_was_only_ever_refused_has_a_story_too(named: Engine, said: str) -> None:
     reason = facts.Reason("FILE_TRUNCATED", "Expected 9 bytes, have 3.", "download it again.")
-    record.record_refusal(named, facts.Refusal(NIGHT, "me/broken", "main", "a.safetensors", reason, NOON))
-    record.record_refusal(named, facts.Refusal(NIGHT, "me/other", "main", "a.safetensors", reason, NOON))
+    record.record_refusals(named, [facts.Refusal(NIGHT, "me/broken", "main", "a.safetensors", reason, NOON)])
+    record.record_refusals(named, [facts.Refusal(NIGHT, "me/other", "main", "a.safetensors", reason, NOON)])
     story = story_of(named, said)
     assert (story.kind, story.item) == ("refused file", "me/broken")
     assert [event.sentence for event in story.events] == [
@@ -170,7 +170,7 @@ def test_a_file_that_was_only_ever_refused_has_a_story_too(named: Engine, said: 
 def test_a_night_is_counted_by_code(named: Engine) -> None:
     for number, code in enumerate(("B", "A", "B")):
         reason = facts.Reason(code, "It is broken.", "mend it.")
-        record.record_refusal(named, facts.Refusal("2026-11-25", f"me/{number}", "main", "a", reason, NOON))
+        record.record_refusals(named, [facts.Refusal("2026-11-25", f"me/{number}", "main", "a", reason, NOON)])
     record.record_failed(named, merge(TEAPOT, INK), DIVERGED, "2026-11-25", NOON)
     record.record_night_started(named, "2026-11-28", {}, minutes(1))
     night = night_summary(named, "2026-11-25")

@@ -126,7 +126,7 @@ def test_a_merge_that_falls_back_lets_another_one_forward(tmp_path: Path) -> Non
     catalogue = open_catalogue(f"sqlite:///{tmp_path / 'catalog.sqlite'}", migrate=True)
     record.record_night_started(catalogue, "a night", {}, NOON)
     for one in ADAPTERS:
-        record.record_adapter(catalogue, facts.Adapter(one.sha256, one.role, "usable", "mit", {}, NOON))
+        record.record_adapters(catalogue, [facts.Adapter(one.sha256, one.role, "usable", "mit", {}, NOON)])
     for job, position in ((lucky, 0.9), (good, 0.8), (poor, 0.1), (unwanted, 1.0)):
         record.record_done(catalogue, merge_of(job), facts.Result("a night", {}, 0.1, 1.0, NOON))
         _score(catalogue, job, position, (0,))
