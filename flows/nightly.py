@@ -30,7 +30,7 @@ from flows.batch import merge_batch
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
 from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
-from flows.scan import PIECE, Found, pieces, record_found, scan, usable
+from flows.scan import Found, scan_and_record, usable
 from flows.settings import Problem, Settings, load_settings
 from flows.short_list import lacking_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
@@ -83,11 +83,7 @@ def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> lis
         log.warning("waiting %d s for the Hub", seconds)
         tell_pause(seconds)
 
-    seen = []
-    for piece in pieces(scan(settings, Hub(waiting=waiting), catalogue), PIECE):
-        record_found(piece, catalogue, night_id)
-        seen += piece
-    return seen
+    return scan_and_record(settings, Hub(waiting=waiting), catalogue, night_id)
 
 
 @task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)

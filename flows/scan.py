@@ -32,7 +32,7 @@ from ziplora.header import Refusal, read_header
 
 READER = 1
 """Of headers; a higher one reads those again that are in a catalogue."""
-PIECE = 200
+_PIECE = 200
 """So many adapters are looked at together, and written down together."""
 _READERS = 12
 """Threads that ask the Hub."""
@@ -204,19 +204,12 @@ def _without_prompt(known: Mapping[str, Any]) -> Reason | None:
     return Reason("NO_TRIGGER_PROMPT", "Its card names no instance prompt.", "set trigger_prompt in its source.")
 
 
-def pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """The items, so many at a time."""
-    iterator = iter(items)
-    while piece := list(islice(iterator, size)):
-        yield piece
-
-
 def scan(settings: Settings, hub: Hub, catalogue: Catalogue | None) -> Iterator[Found]:
     """Judge everything in all sources, in their order; what is read from the Hub is kept in the catalogue."""
     seen = 0
     with ThreadPoolExecutor(_READERS) as pool:
         for source in settings.sources:
-            for piece in pieces(offers(source, settings.base_model.id, hub), PIECE):
+            for piece in _pieces(offers(source, settings.base_model.id, hub), _PIECE):
                 said = _headers(piece, hub, catalogue, pool)
                 for offer in piece:
                     looked = said.get(_place(offer))
@@ -225,6 +218,13 @@ def scan(settings: Settings, hub: Hub, catalogue: Catalogue | None) -> Iterator[
                     yield judge(offer, source, settings, looked)
                     seen += 1
                     tell("adapters", seen, 0)
+
+
+def _pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """The items, so many at a time."""
+    iterator = iter(items)
+    while piece := list(islice(iterator, size)):
+        yield piece
 
 
 def _place(offer: Candidate | Unfit) -> str:
@@ -252,7 +252,7 @@ def _headers(
     return said
 
 
-def record_found(some: Iterable[Found], catalogue: Catalogue, night_id: str) -> None:
+def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str) -> None:
     """Write down what a night saw of adapters."""
     now = datetime.now(UTC)
     adapters, aliases, refusals = [], [], []
@@ -265,6 +265,15 @@ def record_found(some: Iterable[Found], catalogue: Catalogue, night_id: str) -> 
             refusals.append(facts.Refusal(night_id, *place, one.reason, now, one.sha256))
     record.record_adapters(catalogue, adapters, aliases)
     record.record_refusals(catalogue, refusals)
+
+
+def scan_and_record(settings: Settings, hub: Hub, catalogue: Catalogue, night_id: str) -> list[Found]:
+    """Judge everything, and write down what this night saw."""
+    seen = []
+    for piece in _pieces(scan(settings, hub, catalogue), _PIECE):
+        _record(piece, catalogue, night_id)
+        seen += piece
+    return seen
 
 
 def usable(found: Iterable[Found]) -> list[Found]:

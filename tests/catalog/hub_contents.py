@@ -2,15 +2,24 @@
 
 import hashlib
 import json
+import math
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
 TOKEN = "hf_CANARY0123456789"
 LARGE = (".safetensors", ".bin", ".png")
 Files = dict[str, bytes]
+Trouble = Literal["429", "503", "reset", "cut", "short", "wrong"]
+"""`cut`: the line breaks within the answer; `short`, `wrong`: of a file half, or other bytes than it has."""
 
 
 def sha256(content: bytes) -> str:
@@ -47,6 +56,51 @@ class Repository:
         return found if found in self.commits else None
 
 
+def nothing_wrong(request: str, time: int) -> Trouble | None:
+    """No trouble with any request."""
+
+
+def seeded_trouble(
+    seed: int, share: float, kinds: tuple[Trouble, ...] = get_args(Trouble)
+) -> "Callable[[str, int], Trouble | None]":
+    """Trouble with this share of the requests: with the same ones each time, in whatever order they come."""
+
+    def trouble(request: str, time: int) -> Trouble | None:
+        chance = random.Random(f"{seed} {request} {time}")
+        return chance.choice(kinds) if chance.random() < share else None
+
+    return trouble
+
+
+class RateLimit:
+    """So many requests in each window of time, told with every answer as the real Hub does."""
+
+    def __init__(self, requests: int, seconds: int) -> None:
+        self._requests, self._seconds = requests, seconds
+        self._lock = threading.Lock()
+        self._left, self._until, self._used_up_at = 0, 0.0, 0.0
+        self.too_many: list[float] = []
+        """How long after a window was used up each request came that was too many."""
+
+    def take(self) -> tuple[bool, dict[str, str]]:
+        """Whether a request is free, and the headers of its answer."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._until:
+                self._until, self._left = now + self._seconds, self._requests
+            is_free = self._left > 0
+            if is_free:
+                self._left -= 1
+                self._used_up_at = now
+            else:
+                self.too_many.append(now - self._used_up_at)
+            headers = {
+                "ratelimit": f'"resolvers";r={self._left};t={math.ceil(self._until - now)}',
+                "ratelimit-policy": f'"fixed window";"resolvers";q={self._requests};w={self._seconds}',
+            }
+            return is_free, headers
+
+
 @dataclass
 class HubServer:
     """The repositories, and what was asked of them."""
@@ -54,8 +108,15 @@ class HubServer:
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     """Method and path of every request."""
+    asked: Counter[str] = field(default_factory=Counter)
+    """How often each of them was made."""
+    trouble: Callable[[str, int], Trouble | None] = nothing_wrong
+    """What goes wrong with a request that is made for the nth time."""
+    limit: RateLimit | None = None
     sent_bytes: int = 0
     """Of file contents."""
+    sent_bytes_of: Counter[str] = field(default_factory=Counter)
+    """The same by the file's path."""
     uploads: Files = field(default_factory=dict)
     page: int = 100
     failing: dict[str, int] = field(default_factory=dict)
@@ -96,6 +157,7 @@ class HubServer:
         }
 
 
+@lru_cache(maxsize=256)
 def front_matter(card: bytes) -> Any:
     parts = card.decode("utf-8", "replace").split("---\n")
     try:

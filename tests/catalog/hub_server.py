@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import urllib.parse
 from base64 import b64decode
@@ -11,12 +13,16 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from .hub_contents import LARGE, TOKEN, HubServer, Repository, front_matter, sha256
+from .hub_contents import LARGE, TOKEN, HubServer, Repository, Trouble, front_matter, sha256
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body of an answer go out one after the other
     hub: HubServer
+    trouble: Trouble | None
+    """What goes wrong with the request at hand."""
+    limit_headers: Mapping[str, str]
 
     def log_message(self, *arguments: object) -> None:
         """Tests have no use for it."""
@@ -27,10 +33,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {
             "content-type": "application/json",
             "content-length": str(len(content)),
+            **self.limit_headers,
             **(headers or {}),
         }.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.trouble == "cut":
+            content, self.close_connection = content[: len(content) // 2], True
         if self.command != "HEAD":
             self.wfile.write(content)
 
@@ -42,7 +51,25 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         path, _, query = self.path.partition("?")
         path = urllib.parse.unquote(path) if "/resolve/" in path else path
-        self.hub.requests.append(f"{self.command} {path}")
+        asked = f"{self.command} {path}"
+        self.hub.requests.append(asked)
+        self.hub.asked[asked] += 1
+        self.trouble = self.hub.trouble(asked, self.hub.asked[asked])
+        is_free, self.limit_headers = self.hub.limit.take() if self.hub.limit else (True, {})
+        if self.trouble == "429" or not is_free:
+            nothing_left = {
+                "ratelimit": '"resolvers";r=0;t=0',
+                "ratelimit-policy": '"fixed window";"resolvers";q=1;w=1',
+            }
+            self._answer(429, {"error": "Too many requests"}, self.limit_headers or nothing_left)
+            return
+        if self.trouble == "503":
+            self._answer(503, {"error": "out of order"})
+            return
+        if self.trouble == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return
         if self.headers.get("authorization") not in (None, f"Bearer {TOKEN}") and not path.startswith("/lfs/"):
             self._answer(401, {"error": "Invalid credentials in Authorization header"})
             return
@@ -117,9 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(LARGE):
             headers |= {"etag": f'"{sha256(content)}"', "x-linked-size": str(len(content))}
             headers |= {"x-linked-etag": f'"{sha256(content)}"'}
+        if self.trouble == "wrong":
+            content = bytes(byte ^ 1 for byte in content)
         if path in repository.tampered:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        if path in repository.truncated and self.command == "GET":
+        if (path in repository.truncated or self.trouble == "short") and self.command == "GET":
             content = content[: len(content) // 2]
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         status, sent = 200, content
@@ -130,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status, sent = 206, content[begin : end + 1]
             headers["content-range"] = f"bytes {begin}-{begin + len(sent) - 1}/{len(content)}"
-        self.hub.sent_bytes += len(sent) if self.command == "GET" else 0
+        if self.command == "GET":
+            self.hub.sent_bytes += len(sent)
+            self.hub.sent_bytes_of[self.path] += len(sent)
         self._answer(status, sent, headers)
 
     def _whoami(self, _body: bytes, _query: object) -> None:
@@ -245,13 +276,17 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
 ]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
 @contextmanager
 def serving() -> Iterator[HubServer]:
     """A Hub of its own, on a free port of this machine."""
     hub = HubServer()
     handler = type("_HandlerOfOneHub", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
