@@ -5,6 +5,7 @@ Hub once for each commit, since a commit never changes; what the listing says is
 """
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -36,6 +37,8 @@ _PIECE = 200
 """So many adapters are looked at together, and written down together."""
 _READERS = 12
 """Threads that ask the Hub."""
+_READINGS = 4
+"""Of a file that seems bad each time in another way."""
 _AGAIN = "nothing; the next night tries again."
 _T = TypeVar("_T")
 
@@ -146,14 +149,21 @@ def _look(offer: Candidate, hub: Hub) -> Header | Reason:
     try:
         if offer.folder is not None:
             return _said(offer, read(offer.folder / offer.file_name).facts)
-        for _ in range(2):  # lest bytes were spoiled on their way here
-            start = hub.start_of(offer)
-            found = _described(start, hub)
-            if not isinstance(found, Reason):
-                break
-        return _said(start.candidate, found)
+        return _look_at_hub(offer, hub)
     except Exception as error:  # noqa: BLE001 - one bad adapter never stops a scan
         return _reason(error)
+
+
+def _look_at_hub(offer: Candidate, hub: Hub) -> Header | Reason:
+    """A file is refused for ever when two readings agree: bytes may be spoiled on their way here."""
+    seen: list[tuple[bytes, Reason]] = []
+    for _ in range(_READINGS):
+        start = hub.start_of(offer)
+        found = _described(start, hub)
+        if not isinstance(found, Reason) or (start.content, found) in seen:
+            return _said(start.candidate, found)
+        seen.append((start.content, found))
+    return seen[-1][1]
 
 
 def _described(start: Start, hub: Hub) -> AdapterHeader | Reason:
@@ -171,9 +181,15 @@ def _said(offer: Candidate, found: AdapterHeader | Reason) -> Header | Reason:
         fact = "The Hub keeps no sha256 of its file, by which it could be known."
         unknown = Reason("HASH_UNKNOWN", fact, "ask the author to store it with Git LFS or Xet.")
         return found if isinstance(found, Reason) else unknown
-    known, reason = (None, found) if isinstance(found, Reason) else (asdict(found), None)
+    known, reason = (None, found) if isinstance(found, Reason) else (_plain(found), None)
     now = datetime.now(UTC)
     return Header(offer.repository, offer.revision, offer.file_name, offer.sha256, known, reason, READER, now)
+
+
+def _plain(found: AdapterHeader) -> dict[str, Any]:
+    """The same as a catalogue gives it back: a scan finds the same whether it reads a file or remembers it."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(found)))
+    return plain
 
 
 def _words(offer: Candidate, source: Source) -> dict[str, Any]:

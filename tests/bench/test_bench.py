@@ -1,6 +1,8 @@
 """What is compared computes the same, the benchmarks run, and what they are there to show holds."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,7 +19,7 @@ from ziplora.pair import Pair, merged_layers
 from ziplora.store import Store
 from ziplora.tinyworld.base import build_unet
 
-from . import catalogue, pair
+from . import catalogue, pair, scan
 from .cases import random_case
 from .catalogue import Variant, variants
 from .straightforward import DenseMerge, Settings
@@ -137,3 +139,24 @@ def test_the_cost_of_a_pair_falls_as_the_catalogue_grows(grown: catalogue.Report
 @pytest.mark.slow
 def test_what_is_kept_of_a_merge_is_ten_times_smaller(grown: catalogue.Report) -> None:
     assert all(10 * cost.merge_bytes <= grown.straightforward.file_bytes for cost in grown.costs)
+
+
+@pytest.mark.slow
+def test_a_scan_of_ten_thousand_adapters_keeps_its_gates(tmp_path: Path) -> None:
+    # In a process of its own, whose memory is the scan's and the Hub's.
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench.scan", "--json", str(figures)]
+    subprocess.run(command, check=True, capture_output=True)
+    first, second, resumed = json.loads(figures.read_text(encoding="utf-8"))
+    assert first["usable"] == second["usable"] == resumed["usable"] == 7500
+    assert first["seconds"] <= 180
+    assert second["seconds"] <= 15
+    assert second["file_requests"] == 100
+    assert resumed["file_requests"] <= 0.55 * first["file_requests"]
+    assert max(one["most_bytes_read"] for one in (first, second, resumed)) <= 200_000
+    assert resumed["peak_megabytes"] <= 500
+
+
+def test_the_benchmark_of_scans_prints_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    scan.main(["--adapters", "100"])
+    assert "100 adapters" in capsys.readouterr().out

@@ -3,16 +3,19 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from huggingface_hub.utils import httpx
 
 from catalog.candidate import Candidate, Unfit
 from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason
 from catalog.folder import sha256_of
 from catalog.hub import FIRST_READ_BYTES, Hub
+from catalog.patience import Patience
 
-from .hub_contents import TOKEN, HubServer, sha256
+from .hub_contents import TOKEN, HubServer, Trouble, sha256
 from .hub_server import serving
 from .lora_files import card, weights
 
@@ -233,6 +236,57 @@ def test_a_busy_hub_is_not_the_fault_of_a_repository(
         with pytest.raises(CatalogueError, match=f"HUB_BUSY: The Hub answers {status}") as caught:
             hub.repository("me/dog")
         assert not isinstance(caught.value, Refused)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Trouble) if kind != "wrong"])
+def test_trouble_that_passes_is_not_seen(
+    server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch, kind: Trouble
+) -> None:
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01,))
+    content = weights(filler=5_000)
+    _dog(server, content)
+
+    def first_time(request: str, time: int) -> Trouble | None:
+        return kind if time == 1 else None
+
+    server.trouble = first_time
+    (dog,) = hub.search()
+    start = hub.start_of(_candidate(dog))
+    assert (start.content, start.candidate.sha256) == (content, sha256(content))
+
+
+def test_a_file_that_always_comes_short_is_not_blamed_on_its_author(
+    server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01,))
+    _dog(server, weights(filler=5_000))
+    server.repositories["me/dog"].truncated.add(WEIGHTS)
+    with pytest.raises(Refused, match=r"FILE_TRUNCATED: .* shorter than the Hub promises.* next night tries again"):
+        hub.start_of(_candidate(hub.repository("me/dog")))
+
+
+def test_a_page_instead_of_a_listing_is_no_hub(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.catalog.hub_server.json.dumps", lambda _: "<html>please sign in</html>")
+    with pytest.raises(CatalogueError, match=r"HUB_UNREACHABLE: .*JSONDecodeError"):
+        list(hub.search())
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (200, {"RateLimit": '"resolvers";r=12;t=55'}, 0),
+        (200, {"RateLimit": '"resolvers";r=0;t=55'}, 56),
+        (429, {"RateLimit": '"api";r=0;t=7', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, 8),
+        (429, {"Retry-After": "42"}, 43),
+        (503, {"Retry-After": "2"}, 3),
+        (429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        (301, {"Retry-After": "2"}, 0),
+    ],
+)
+def test_the_pause_is_what_the_hub_says(status: int, headers: dict[str, str], seconds: int) -> None:
+    patience = Patience()
+    assert patience.heed(httpx.Response(status, headers=headers)) == seconds
+    assert patience.heed(httpx.Response(status, headers=headers)) == 0, "all know by now"
 
 
 def test_a_hub_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

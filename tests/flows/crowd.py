@@ -31,7 +31,7 @@ def _files(number: int, version: int) -> Files:
     weights = {_WEIGHTS: sdxl_weights(number * 1000 + version, 100_000 if number % 100 == 99 else 0)}
     match number % 20:
         case 1:
-            weights[_WEIGHTS] = b"\x10" + bytes(7) + b"{no JSON " + str(number).encode()
+            weights[_WEIGHTS] = b"\x10" + bytes(7) + f"{{no JSON {number:07}".encode()
         case 2:
             front["license"] = "cc-by-nd-4.0"
         case 3:

@@ -14,7 +14,7 @@ from tests.catalog.hub_contents import TOKEN, HubServer
 from tests.catalog.hub_server import serving
 
 from .conftest import Settle, Ziplora
-from .world import Place
+from .world import DIRECT, Place
 
 _NAMES = ("robot-lora", "fish-lora", "neon-lora", "bricks-lora")
 
@@ -113,6 +113,23 @@ def test_a_hub_that_is_away_ends_the_publishing_and_not_the_night(place: Settle,
     report = nightly(str(there.config))
     assert (report.merged, report.published) == (1, 0)
     assert sum(report.unpublished.values()) == 1
+
+
+def test_a_night_goes_on_with_what_it_saw_of_a_busy_hub(
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01,))
+    there = _from_the_hub(place)
+    there.set(sources=[*there.settings["sources"], {"repository": "me/fish-lora", "role": "subject"}], methods=DIRECT)
+    server.failing = {"me/fish-lora/": 503}
+    said = ziplora("scan", there.config)
+    assert said.code == 3
+    assert "rejected HUB_BUSY 1" in " ".join(said.out.split())
+    night = ziplora("run", there.config, "--json")
+    assert (night.code, night.document["merged"], night.document["refused"]["HUB_BUSY"]) == (1, 1, 1)
+    server.failing = {}
+    later = ziplora("run", there.config, "--json")
+    assert (later.code, later.document["merged"]) == (0, 1)
 
 
 def test_publishing_without_a_token_is_found_before_the_night(

@@ -1,0 +1,190 @@
+"""Scans of a Hub with hundreds of adapters: each file is asked for once, politely, and trouble leaves no trace."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from catalog.hub import Hub
+from catalog.schema import Catalogue, open_catalogue
+from flows import scan
+from flows.progress import watched
+from flows.scan import Found
+from tests.catalog.hub_contents import HubServer, RateLimit, Trouble, nothing_wrong, seeded_trouble
+from tests.catalog.hub_server import serving
+from ziplora.adapter import AdapterHeader, describe
+from ziplora.alpha import Config
+from ziplora.header import Header
+
+from .crowd import change, fill, known, scan_night
+
+COUNT = 200
+FILES = COUNT * 18 // 20
+"""Neither pickles nor gated files are asked for."""
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[str], Catalogue]]:
+    """Makes empty catalogues, by name."""
+    opened = []
+
+    def make_one(name: str) -> Catalogue:
+        opened.append(open_catalogue(f"sqlite:///{tmp_path / name}.sqlite", migrate=True))
+        return opened[-1]
+
+    yield make_one
+    for one in opened:
+        one.dispose()
+
+
+@pytest.fixture
+def catalogue(make: Callable[[str], Catalogue]) -> Catalogue:
+    return make("catalog")
+
+
+@pytest.fixture
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01, 0.01, 0.02, 0.02, 0.05))
+
+
+def _asked(server: HubServer) -> list[str]:
+    """The files that were asked for since the last look."""
+    files = [request for request in server.requests if "/resolve/" in request]
+    server.requests.clear()
+    return files
+
+
+def _codes(found: list[Found]) -> Counter[str]:
+    return Counter(one.reason.code if one.reason else "usable" for one in found)
+
+
+def test_what_was_read_at_a_commit_is_not_read_again(server: HubServer, catalogue: Catalogue) -> None:
+    fill(server, COUNT)
+    first = scan_night(server, catalogue, "first")
+    bad = dict.fromkeys(("BAD_LAYOUT", "LICENCE_NO_DERIVATIVES", "PICKLE_REFUSED", "NO_TRIGGER_PROMPT", "GATED"), 10)
+    assert _codes(first) == {"usable": 150, **bad}
+    assert [one.repository for one in first] == [f"me/lora-{number:05}" for number in range(COUNT)]
+    assert len(set(_asked(server))) == FILES
+    assert max(server.sent_bytes_of.values()) < 200_000
+    seen = known(catalogue, "first")
+    assert scan_night(server, catalogue, "second") == first
+    assert _asked(server) == []
+    assert known(catalogue, "second") == seen
+    change(server, 20)
+    assert _codes(scan_night(server, catalogue, "third")) == _codes(first)
+    assert len(_asked(server)) == COUNT // 20
+
+
+def test_what_the_listing_says_is_judged_anew(server: HubServer, catalogue: Catalogue) -> None:
+    fill(server, 20)
+    assert _codes(scan_night(server, catalogue, "first"))["usable"] == 15
+    for repository in server.repositories.values():
+        repository.gated = True
+    _asked(server)
+    assert _codes(scan_night(server, catalogue, "second"))["GATED"] == 18
+    assert _asked(server) == []
+
+
+def test_a_later_reader_reads_again(server: HubServer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(server, 20)
+    scan_night(server, catalogue, "first")
+    _asked(server)
+    monkeypatch.setattr(scan, "READER", scan.READER + 1)
+    scan_night(server, catalogue, "second")
+    assert len(set(_asked(server))) == 18
+
+
+def test_a_scan_that_was_stopped_goes_on_where_it_was(server: HubServer, make: Callable[[str], Catalogue]) -> None:
+    fill(server, COUNT)
+    undisturbed, stopped = make("undisturbed"), make("stopped")
+    scan_night(server, undisturbed, "night")
+    read: Counter[str] = Counter(_asked(server))
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with watched(stop), pytest.raises(KeyboardInterrupt):
+        scan_night(server, stopped, "stopped")
+    scan_night(server, stopped, "night")
+    assert Counter(_asked(server)) == read
+    assert known(stopped, "night") == known(undisturbed, "night")
+
+
+def test_nobody_asks_before_the_moment_that_the_hub_names(server: HubServer, catalogue: Catalogue) -> None:
+    fill(server, 60)
+    server.limit = RateLimit(requests=40, seconds=2)
+    told: list[int] = []
+    found = scan_night(server, catalogue, "night", Hub(server.endpoint, waiting=told.append))
+    assert _codes(found)["usable"] == 45
+    assert told == [3]
+    assert all(seconds < 0.5 for seconds in server.limit.too_many), "only what was on its way"
+
+
+@pytest.mark.usefixtures("_in_a_hurry")
+@pytest.mark.parametrize("seed", range(3))
+def test_trouble_with_one_request_in_five_changes_nothing(
+    server: HubServer, make: Callable[[str], Catalogue], seed: int
+) -> None:
+    fill(server, 100)
+    undisturbed, troubled = make("undisturbed"), make("troubled")
+    scan_night(server, undisturbed, "night")
+    untroubled = len(_asked(server))
+    server.trouble = seeded_trouble(seed, 0.2)
+    server.asked.clear()
+    scan_night(server, troubled, "troubled")
+    assert len(_asked(server)) > 1.1 * untroubled
+    scan_night(server, troubled, "night")
+    assert known(troubled, "night") == known(undisturbed, "night")
+
+
+@pytest.mark.usefixtures("_in_a_hurry")
+def test_a_hub_that_goes_away_while_it_lists_leaves_what_was_found(server: HubServer, catalogue: Catalogue) -> None:
+    fill(server, COUNT)
+
+    def second_page(request: str, time: int) -> Trouble | None:
+        return "503" if request == "GET /api/models" and time > 1 else None
+
+    server.trouble = second_page
+    first = scan_night(server, catalogue, "first")
+    assert (len(first), first[-1].reason and first[-1].reason.code) == (101, "HUB_BUSY")
+    server.trouble = nothing_wrong
+    assert len(scan_night(server, catalogue, "second")) == COUNT
+    assert len(set(_asked(server))) == FILES
+
+
+@pytest.mark.usefixtures("_in_a_hurry")
+def test_a_hub_that_gives_no_file_is_left_alone(
+    server: HubServer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01,))
+    fill(server, COUNT)
+    server.failing = {"/resolve/": 503}
+    first = scan_night(server, catalogue, "first")
+    assert _codes(first)["HUB_BUSY"] == 170, "all but those whose licence decides"
+    assert len(_asked(server)) < 2 * (24 + 12 + 1)
+    server.failing = {}
+    assert _codes(scan_night(server, catalogue, "second"))["usable"] == 150
+
+
+def test_one_adapter_that_nobody_foresaw_stops_nothing(
+    server: HubServer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(server, 20)
+
+    def surprised(header: Header, size_bytes: int, config: Config | None) -> AdapterHeader:
+        if header.metadata["number"] == "7000":
+            raise ZeroDivisionError
+        return describe(header, size_bytes, config)
+
+    monkeypatch.setattr(scan, "describe", surprised)
+    assert _codes(scan_night(server, catalogue, "first"))["UNEXPECTED"] == 1
+    monkeypatch.undo()
+    assert "UNEXPECTED" not in _codes(scan_night(server, catalogue, "second"))
