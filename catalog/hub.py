@@ -85,10 +85,15 @@ class Hub:
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._api = HfApi(endpoint=self.endpoint)
         self._waiting = waiting
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._failures: list[Exception] = []
         """Of the last files that were asked about, since the last success."""
         disable_progress_bars()
+
+    def stop(self) -> None:
+        """Let the threads that wait for the Hub end; nothing is asked after this."""
+        self._stopped.set()
 
     def check_token(self) -> str | None:
         """The name that the token belongs to; None without one."""
@@ -133,7 +138,7 @@ class Hub:
             hf_raise_for_status(answer)
             return answer
 
-        return _PATIENCE.asked(ask)
+        return _PATIENCE.asked(ask, self._stopped)
 
     def _heed(self, answer: httpx.Response) -> None:
         """Let all threads wait when the Hub asks for it."""
@@ -164,7 +169,7 @@ class Hub:
         adapters.mkdir(parents=True, exist_ok=True)
         found = None
         for _ in range(2):
-            _PATIENCE.wait()
+            _PATIENCE.wait(self._stopped)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=adapters) as folder:
                 fetched = self._fetch(candidate, folder)
                 found = sha256_of(fetched) if fetched else None
@@ -196,10 +201,11 @@ class Hub:
     def _read(self, candidate: Candidate, file_name: str, begin: int, end: int) -> tuple[Candidate, bytes]:
         """These bytes of a file, and the candidate with the size and hash that the answer tells of that file."""
         with _in_plain_words(candidate.repository, candidate.revision, file_name):
-            if len(self._failures) >= _FAILURES_IN_A_ROW:
-                raise self._failures[-1].with_traceback(None)
+            with self._lock:
+                if len(self._failures) >= _FAILURES_IN_A_ROW:
+                    raise self._failures[-1].with_traceback(None)
             try:
-                found = _PATIENCE.asked(lambda: self._read_once(candidate, file_name, begin, end))
+                found = _PATIENCE.asked(lambda: self._read_once(candidate, file_name, begin, end), self._stopped)
             except (HfHubHTTPError, httpx.TransportError) as error:
                 if passes(error) and not isinstance(error, _CameShort):
                     with self._lock:

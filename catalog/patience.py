@@ -9,6 +9,8 @@ from typing import TypeVar
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx, parse_ratelimit_headers
 
+from catalog.errors import CatalogueError
+
 PAUSES_SECONDS: tuple[float, ...] = (0.5, 1, 2, 4, 8)
 """Between tries, each a little shorter or longer by chance, so that many who failed at once do not return at once."""
 _BUSY = (408, 429, 500, 502, 503, 504)
@@ -24,26 +26,28 @@ class Patience:
         self._lock = threading.Lock()
         self._open_at = 0.0
 
-    def wait(self) -> None:
-        """Return when the Hub may be asked."""
-        while (seconds := self._open_at - time.monotonic()) > 0:
-            time.sleep(seconds)
+    def wait(self, stopped: threading.Event) -> None:
+        """Return when the Hub may be asked; raise as soon as nobody wants to ask any more."""
+        while (seconds := self._open_at - time.monotonic()) > 0 and not stopped.wait(seconds):
+            pass
+        if stopped.is_set():
+            raise CatalogueError("STOPPED", "Nobody waits for the Hub's answer any more. Run again.")
 
-    def asked(self, ask: Callable[[], _Answer]) -> _Answer:
+    def asked(self, ask: Callable[[], _Answer], stopped: threading.Event) -> _Answer:
         """What the Hub answers, asked again after a pause while it is busy or the line breaks.
 
         The client's own way to do so gives up when the line breaks within an answer, and lets other threads go on
         asking while one of them waits.
         """
         for pause in PAUSES_SECONDS:
-            self.wait()
+            self.wait(stopped)
             try:
                 return ask()
             except (HfHubHTTPError, httpx.TransportError) as error:
                 if not passes(error):
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.5))
-        self.wait()
+            stopped.wait(pause * random.uniform(0.5, 1.5))
+        self.wait(stopped)
         return ask()
 
     def heed(self, answer: httpx.Response) -> int:

@@ -262,6 +262,9 @@ def _headers(
         for place, one in zip(unread, pool.map(lambda call: call[0].run(_look, call[1], hub), calls), strict=True):
             said[place] = one
             new += [one] if isinstance(one, Header) else []
+    except BaseException:
+        hub.stop()
+        raise
     finally:  # whoever stops a scan does not lose what was read
         if catalogue is not None and new:
             record.record_headers(catalogue, new)

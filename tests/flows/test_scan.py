@@ -1,5 +1,8 @@
 """Scans of a Hub with hundreds of adapters: each file is asked for once, politely, and trouble leaves no trace."""
 
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from catalog.hub import Hub
+from catalog.patience import Patience
 from catalog.schema import Catalogue, open_catalogue
 from flows import scan
 from flows.progress import watched
@@ -116,6 +120,27 @@ def test_a_scan_that_was_stopped_goes_on_where_it_was(server: HubServer, make: C
     scan_night(server, stopped, "night")
     assert Counter(_asked(server)) == read
     assert known(stopped, "night") == known(undisturbed, "night")
+
+
+def test_a_scan_that_waits_for_the_hub_can_be_stopped(
+    server: HubServer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.hub._PATIENCE", Patience())  # other tests need not wait
+    fill(server, 60)
+    server.limit = RateLimit(requests=40, seconds=600)
+
+    def interrupt(seconds: int) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        scan_night(server, catalogue, "stopped", Hub(server.endpoint, waiting=interrupt))
+    assert time.monotonic() - began < 30
+    read = set(_asked(server))
+    server.limit = None
+    monkeypatch.setattr("catalog.hub._PATIENCE", Patience())
+    assert _codes(scan_night(server, catalogue, "night"))["usable"] == 45
+    assert len(read & set(_asked(server))) <= 15, "only what was on its way"
 
 
 def test_nobody_asks_before_the_moment_that_the_hub_names(server: HubServer, catalogue: Catalogue) -> None:
