@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -257,11 +257,16 @@ def _headers(
         said |= known_headers(catalogue, there, READER)
     unread = {place: offer for place, offer in there.items() if place not in said and not offer.gated}
     new: list[Header] = []
-    calls = [(copy_context(), offer) for offer in unread.values()]
+
+    def look(context: Context, offer: Candidate) -> Header | Reason:
+        one = context.run(_look, offer, hub)
+        if isinstance(one, Header):
+            new.append(one)
+        return one
+
     try:
-        for place, one in zip(unread, pool.map(lambda call: call[0].run(_look, call[1], hub), calls), strict=True):
-            said[place] = one
-            new += [one] if isinstance(one, Header) else []
+        contexts = [copy_context() for _ in unread]  # each tells the same watcher
+        said.update(zip(unread, pool.map(look, contexts, unread.values()), strict=True))
     except BaseException:
         hub.stop()
         raise

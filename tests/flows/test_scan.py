@@ -140,17 +140,18 @@ def test_a_scan_that_waits_for_the_hub_can_be_stopped(
     server.limit = None
     monkeypatch.setattr("catalog.hub._PATIENCE", Patience())
     assert _codes(scan_night(server, catalogue, "night"))["usable"] == 45
-    assert len(read & set(_asked(server))) <= 15, "only what was on its way"
+    assert len(read & set(_asked(server))) <= 24, "what twelve threads waited for, or had just got"
 
 
 def test_nobody_asks_before_the_moment_that_the_hub_names(server: HubServer, catalogue: Catalogue) -> None:
-    fill(server, 60)
-    server.limit = RateLimit(requests=40, seconds=2)
+    fill(server, 40)
+    server.limit = RateLimit(requests=30, seconds=4)
     told: list[int] = []
     found = scan_night(server, catalogue, "night", Hub(server.endpoint, waiting=told.append))
-    assert _codes(found)["usable"] == 45
-    assert told == [3]
-    assert all(seconds < 0.5 for seconds in server.limit.too_many), "only what was on its way"
+    assert _codes(found)["usable"] == 30
+    (seconds,) = told
+    assert 2 <= seconds <= 5
+    assert all(late < 1 for late in server.limit.too_many), "only what was on its way"
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
