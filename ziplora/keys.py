@@ -205,8 +205,9 @@ def _parse_kohya(match: re.Match[str], layers_per_block: int) -> TensorName | No
 
 def _parse_dotted(key: str) -> TensorName | None:
     modern = key
-    for old, new in _OLD_NAMES:
-        modern = old.sub(new, modern)
+    if "_lora." in key:  # which all old names hold: a file has thousands of keys, and few files have such
+        for old, new in _OLD_NAMES:
+            modern = old.sub(new, modern)
     match = _DOTTED_KEY.fullmatch(modern)
     if match is None:
         return None

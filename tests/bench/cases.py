@@ -1,11 +1,12 @@
 """The pairs that are measured: one of the tiny world, and a random one on a base of fifty million parameters."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from tests.ziplora.conftest import ATTENTION, random_layers, random_pictures
 from ziplora.backbone import Sdxl
@@ -98,6 +99,14 @@ def random_case(unet: UNet2DConditionModel, work: Path, side: int) -> Case:
         return Adapter(file, calibration, references)
 
     return Case(backbone, adapter("robot", "a sks robot", 1), adapter("bricks", "a star in bricks style", 2))
+
+
+def in_double(case: Case) -> Case:
+    """The same pair on the same base, which computes in double precision from now on."""
+    pipeline = case.backbone.pipeline
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+        nn.Module.to(part, torch.float64)  # diffusers' own `to` warns of every cast
+    return replace(case, backbone=Sdxl(pipeline, case.backbone.device))
 
 
 CASES: Mapping[str, Callable[[Path], Case]] = {"tiny": tiny, "medium": medium}

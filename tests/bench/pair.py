@@ -26,7 +26,6 @@ from rich.table import Table
 from torch import nn
 
 from ziplora.adapter import read
-from ziplora.backbone import Sdxl
 from ziplora.calibration import Calibrated
 from ziplora.merge import write_coefficients
 from ziplora.methods import recipe_for, ziplora
@@ -35,7 +34,7 @@ from ziplora.pair import Pair
 from ziplora.recipe import JointCalibration
 from ziplora.store import Store
 
-from .cases import CASES, Case
+from .cases import CASES, Case, in_double
 from .straightforward import DenseMerge, Settings
 
 _TOLERANCE = 1e-3
@@ -181,11 +180,7 @@ def measure(merge: Merge, size: str, steps: int, work: Path) -> Measured:
 
 def losses_in_double(size: str, steps: int, work: Path) -> tuple[dict[int, Loss], dict[int, Loss]]:
     """Those of either implementation, calibrated and computed in double precision."""
-    single = CASES[size](work)
-    pipeline = single.backbone.pipeline
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-        nn.Module.to(part, torch.float64)  # diffusers' own `to` warns of every cast
-    double = replace(single, backbone=Sdxl(pipeline, single.backbone.device))
+    double = in_double(CASES[size](work))
     sides = [adapter.calibrated(double.backbone, Store(work / "double")) for adapter in (double.subject, double.style)]
     ours, theirs = (
         merge(double, sides, steps, work / "double.safetensors", Watch(set()))

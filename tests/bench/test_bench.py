@@ -20,14 +20,15 @@ from ziplora.store import Store
 from ziplora.tinyworld.base import build_unet
 
 from . import catalogue, pair, scan
-from .cases import random_case
+from .cases import in_double, random_case
 from .catalogue import Variant, variants
 from .straightforward import DenseMerge, Settings
 
 
 def test_both_take_the_same_steps(tmp_path: Path) -> None:
+    """In double precision: Adam's first steps go as far where a gradient is next to nothing, whatever its sign."""
     torch.manual_seed(0)
-    case = random_case(build_unet(), tmp_path, side=64)
+    case = in_double(random_case(build_unet(), tmp_path, side=64))
     subject, style = (one.calibrated(case.backbone, Store(tmp_path)) for one in (case.subject, case.style))
     both = Pair(read(case.subject.file).layers, read(case.style.file).layers)
     solution = ziplora.solve(Problem(both, case.backbone, subject, style, 0, unheard), ziplora.Parameters(steps=5))
@@ -35,17 +36,18 @@ def test_both_take_the_same_steps(tmp_path: Path) -> None:
     dense.train([subject, style], Settings(5, ziplora.Parameters.samples_per_step), unheard)
     assert solution.losses is not None
     assert [list(loss) for _, *loss in solution.losses.curve] == [
-        pytest.approx(list(loss), rel=1e-3) for loss in dense.losses
+        pytest.approx(list(loss), rel=1e-9) for loss in dense.losses
     ]
     found = solution.coefficients
     for columns, vectors in ((found.subject, dense.m_subject), (found.style, dense.m_style)):
         assert {module.path for module in columns} == vectors.keys()
         for module, column in columns.items():
-            torch.testing.assert_close(column, vectors[module.path].detach(), rtol=0, atol=1e-3)
+            torch.testing.assert_close(column, vectors[module.path].detach(), rtol=0, atol=1e-7)
     dense.save(tmp_path / "dense.safetensors")
     written = load_file(tmp_path / "dense.safetensors")
     for module, layer in merged_layers(both, found).items():
-        torch.testing.assert_close(layer.delta(), written[module.path], rtol=0, atol=1e-3)
+        delta = layer.scale * layer.up.double() @ layer.down.double()
+        torch.testing.assert_close(delta.float(), written[module.path], rtol=0, atol=1e-6)
 
 
 class InThisProcess:
