@@ -99,44 +99,21 @@ def record_adapters(engine: Engine, adapters: Collection[facts.Adapter], aliases
 
 def record_headers(engine: Engine, headers: Collection[facts.Header]) -> None:
     """These files were read, maybe not for the first time: the last reader counts."""
-    rows = {
-        header.alias_id: {
-            "alias_id": header.alias_id,
-            "repository": header.repository,
-            "revision": header.revision,
-            "file_name": header.file_name,
-            "sha256": header.sha256,
-            "facts": header.facts,
-            **_reason_row(header.reason),
-            "reader": header.reader,
-            "read_at": header.read_at,
-        }
-        for header in headers
-    }
+    rows = {header.alias_id: {"alias_id": header.alias_id, **_reasoned(header)} for header in headers}
     with engine.begin() as connection:
         changed = ("sha256", "facts", "code", "fact", "next_step", "reader", "read_at")
         _put(connection, schema.Header, rows, changed)
 
 
-def _reason_row(reason: facts.Reason | None) -> Row:
-    return vars(reason) if reason else dict.fromkeys(("code", "fact", "next_step"))
+def _reasoned(fact: facts.Header | facts.Refusal) -> Row:
+    """All that a fact holds, with the parts of its reason beside the rest."""
+    reason = vars(fact.reason) if fact.reason else dict.fromkeys(("code", "fact", "next_step"))
+    return {name: value for name, value in vars(fact).items() if name != "reason"} | reason
 
 
 def record_refusals(engine: Engine, refusals: Collection[facts.Refusal]) -> None:
     """A night would not take these files; the same reason for the same file in the same night is one row."""
-    rows = {
-        refusal.refusal_id: {
-            "refusal_id": refusal.refusal_id,
-            "night_id": refusal.night_id,
-            "repository": refusal.repository,
-            "revision": refusal.revision,
-            "file_name": refusal.file_name,
-            "sha256": refusal.sha256,
-            **vars(refusal.reason),
-            "refused_at": refusal.refused_at,
-        }
-        for refusal in refusals
-    }
+    rows = {refusal.refusal_id: {"refusal_id": refusal.refusal_id, **_reasoned(refusal)} for refusal in refusals}
     with engine.begin() as connection:
         _put(connection, schema.Refusal, rows)
 
