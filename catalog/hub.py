@@ -41,19 +41,23 @@ from catalog.folder import sha256_of
 from catalog.listing import EXPAND, offered
 from catalog.patience import Patience, passes
 
-FIRST_READ_BYTES = 64 * 1024
+FIRST_READ_BYTES = 192 * 1024
 """Holds the header of most LoRA files; a longer header costs a second request."""
 MAX_HEADER_BYTES = 10_000_000
 _MAX_SMALL_FILE_BYTES = 1_000_000
+_MAX_PAGE_BYTES = 100_000_000
+"""Of a listing; what is longer is cut, and so no JSON."""
 _PAGE = 1000
 _TIMEOUT_SECONDS = 30
 _MAX_READ_SECONDS = 120
 """For one answer, however slowly it drips."""
 _FAILURES_IN_A_ROW = 24
 """So many files that could not be asked about, one after the other, mean that the Hub is away."""
-_AGAIN = "nothing; the next night tries again."
+AGAIN = "nothing; the next night tries again."
 PASSING = frozenset({"HUB_BUSY", "HUB_UNREACHABLE"})
 """Codes that say nothing of what was asked about: the next night asks again."""
+UNANSWERED = PASSING | {"AUTH"}
+"""The same, and that of a token that is refused, whatever was asked about."""
 
 _PATIENCE = Patience()
 """Of this process: the Hub counts the requests of all its threads together."""
@@ -116,29 +120,41 @@ class Hub:
         asked: dict[str, Any] = {"filter": [*tags, *adapters_of], "expand": EXPAND, "sort": "lastModified"}
         asked |= {"limit": min(limit, _PAGE)} | ({"author": author} if author else {})
         asked |= {"search": text} if text else {}
-        url, found = f"{self.endpoint}/api/models?{httpx.QueryParams(asked)}", 0
-        while url and found < limit:
+        url = f"{self.endpoint}/api/models?{httpx.QueryParams(asked)}"
+        seen: set[str] = set()
+        while url and len(seen) < limit:
             with _in_plain_words("the Hub"):
-                page = self._get(url)
-                infos = page.json()[: limit - found]
-            yield from map(offered, infos)
-            found += len(infos)
-            url = page.links.get("next", {}).get("url", "")
+                infos, url = self._get(url)
+            for info in infos:
+                # What changes while pages are turned can be on two of them.
+                if info["id"] not in seen and len(seen) < limit:
+                    seen.add(info["id"])
+                    yield offered(info)
 
     def repository(self, name: str, revision: str = "main", file_name: str | None = None) -> Candidate | Unfit:
         """What one repository offers at a revision; Refused when it cannot be seen."""
         url = f"{self.endpoint}/api/models/{name}/revision/{revision.replace('/', '%2F')}"
         with _in_plain_words(name, revision):
-            return offered(self._get(f"{url}?{httpx.QueryParams({'expand': EXPAND})}").json(), file_name)
+            return offered(self._get(f"{url}?{httpx.QueryParams({'expand': EXPAND})}")[0], file_name)
 
-    def _get(self, url: str) -> httpx.Response:
-        def ask() -> httpx.Response:
-            answer = get_session().get(url, headers=build_hf_headers(), timeout=_TIMEOUT_SECONDS)
-            self._heed(answer)
-            hf_raise_for_status(answer)
-            return answer
+    def _get(self, url: str) -> tuple[Any, str]:
+        """What an address says, and where it goes on."""
+
+        def ask() -> tuple[Any, str]:
+            with self._answer(url, build_hf_headers()) as answer:
+                hf_raise_for_status(answer)
+                return json.loads(_drained(answer, _MAX_PAGE_BYTES)), answer.links.get("next", {}).get("url", "")
 
         return _PATIENCE.asked(ask, self._stopped)
+
+    @contextmanager
+    def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """An answer of which nothing is read yet."""
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True
+        ) as answer:
+            self._heed(answer)
+            yield answer
 
     def _heed(self, answer: httpx.Response) -> None:
         """Let all threads wait when the Hub asks for it."""
@@ -177,7 +193,7 @@ class Hub:
                     return fetched.rename(adapters / f"{found}.safetensors")
         if found is None:
             fact = f"{_place(candidate)} came shorter than the Hub promises, twice."
-            raise Refused(Reason("FILE_TRUNCATED", fact, _AGAIN))
+            raise Refused(Reason("FILE_TRUNCATED", fact, AGAIN))
         fact = f"{_place(candidate)}: the Hub promises sha256 {candidate.sha256}, the bytes have {found}, twice."
         raise Refused(Reason("HASH_MISMATCH", fact, "scan again; if it stays, tell the author."))
 
@@ -218,24 +234,13 @@ class Hub:
     def _read_once(self, candidate: Candidate, file_name: str, begin: int, end: int) -> tuple[Candidate, bytes]:
         url = hf_hub_url(candidate.repository, file_name, revision=candidate.revision, endpoint=self.endpoint)
         headers = build_hf_headers() | {"range": f"bytes={begin}-{end - 1}", "accept-encoding": "identity"}
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True
-        ) as answer:
-            until = time.monotonic() + _MAX_READ_SECONDS
-            self._heed(answer)
+        with self._answer(url, headers) as answer:
             if answer.status_code == 416:  # a file with no bytes has no range either
                 return replace(candidate, size_bytes=0), b""
             hf_raise_for_status(answer)
             skip = begin if answer.status_code == 200 else 0  # a server may send the whole file
-            content = bytearray()
-            for chunk in answer.iter_bytes(FIRST_READ_BYTES):
-                content += chunk
-                if len(content) >= skip + end - begin:
-                    break
-                if time.monotonic() > until:
-                    raise httpx.ReadTimeout("the answer takes too long")
+            wanted = _drained(answer, skip + end - begin)[skip:]
         size_bytes, sha256, promised_bytes = _told(answer)
-        wanted = bytes(content[skip : skip + end - begin])
         if size_bytes is not None and (
             len(wanted) < min(end, size_bytes) - begin or promised_bytes not in (None, size_bytes)
         ):
@@ -253,7 +258,7 @@ class Hub:
             raise
 
     def published_file(self, name: str, commit: str, file_name: str) -> bytes | None:
-        """A small file of ours in a repository; None when it is not there."""
+        """A small file of a repository, maybe one of ours; None when it is not there."""
         candidate = Candidate(name, commit, file_name, None, None, CardFacts(), (file_name,))
         try:
             return self.small_file(candidate, file_name)
@@ -304,6 +309,19 @@ def _place(candidate: Candidate) -> str:
     return f"{candidate.repository}@{candidate.revision[:7]}/{candidate.file_name}"
 
 
+def _drained(answer: httpx.Response, most_bytes: int) -> bytes:
+    """The content of an answer, up to so many bytes; one that drips for too long counts as a broken line."""
+    until = time.monotonic() + _MAX_READ_SECONDS
+    content = bytearray()
+    for chunk in answer.iter_bytes():
+        content += chunk
+        if len(content) >= most_bytes:
+            break
+        if time.monotonic() > until:
+            raise httpx.ReadTimeout("the answer takes too long")
+    return bytes(content[:most_bytes])
+
+
 def _told(answer: httpx.Response) -> tuple[int | None, str | None, int | None]:
     """Size and sha256 of a file, and the size that it should have.
 
@@ -336,7 +354,7 @@ def _in_plain_words(where: str, revision: str = "", file_name: str = "") -> Iter
             raise _answered(said, where, revision, file_name) from error
         if isinstance(said, _CameShort):
             fact = f"{where}@{revision[:7]}/{file_name} came shorter than the Hub promises, again and again."
-            raise Refused(Reason("FILE_TRUNCATED", fact, _AGAIN)) from error
+            raise Refused(Reason("FILE_TRUNCATED", fact, AGAIN)) from error
         if isinstance(said, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError)):
             raise _unreachable(said) from error
         if isinstance(said, httpx.RequestError):
@@ -375,7 +393,7 @@ def _answered(error: HfHubHTTPError, where: str, revision: str, file_name: str) 
     if status == 403:
         return Refused(Reason("FORBIDDEN", f"The token has no right to do this with {where}.", "use another."))
     if status in (409, 412):
-        return Refused(Reason("PARENT_MOVED", f"Somebody else changed {where} at the same moment.", _AGAIN))
+        return Refused(Reason("PARENT_MOVED", f"Somebody else changed {where} at the same moment.", AGAIN))
     if status == 429 or status >= 500:
         return CatalogueError("HUB_BUSY", f"The Hub answers {status} again and again. Run again later.")
     return Refused(Reason("HUB_REFUSED", f"The Hub answers {status} for {where}.", "see its page in a browser."))

@@ -80,13 +80,13 @@ class Mirror:
 
     def fetch(self, *files: Path) -> None:
         """Bring a result here that is not here: its files, the last one of which is its record."""
-        if files and not files[-1].is_file() and self._is_there(files[-1]):
+        if files and not files[-1].is_file() and self.is_there(files[-1]):
             for file in files:
                 self._get(file)
 
     def send(self, *files: Path) -> None:
         """Put a result there that is not there: its files, the last one of which is its record."""
-        if files and files[-1].is_file() and not self._is_there(files[-1]):
+        if files and files[-1].is_file() and not self.is_there(files[-1]):
             for file in files:
                 if file.is_file():
                     self.replace(file)
@@ -145,7 +145,8 @@ class Mirror:
             return _parse(self._files.cat_file(self._name(folder / _PICTURES)))
         return _Pictures()
 
-    def _is_there(self, file: Path) -> bool:
+    def is_there(self, file: Path) -> bool:
+        """Whether a file of this name is at the URL."""
         with self._plainly():
             return bool(self._files.exists(self._name(file)))
 

@@ -17,6 +17,7 @@ from catalog.licence import publication_gate
 from catalog.merge_card import merge_card
 from catalog.record import record_publication
 from catalog.release import CARD, PROVENANCE, Parent, Release
+from catalog.story import lost
 
 _MADE_BY_THE_HUB = {".gitattributes"}
 
@@ -55,7 +56,7 @@ def gate(release: Release, policy: Policy) -> facts.Reason | None:
     if release.score_01 < policy.least_score:
         fact = f"Its score is {release.score_01:.2f}, below {policy.least_score:.2f}."
         return facts.Reason("SCORE_LOW", fact, "look at its previews; lower least_score to publish it.")
-    return None
+    return lost(release.scores)
 
 
 def publish(release: Release, policy: Policy, hub: Hub, engine: Engine, *, dry_run: bool = True) -> Published:

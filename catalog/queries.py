@@ -334,3 +334,28 @@ def recipe_of(engine: Engine, merge_id: str) -> Mapping[str, Any]:
         raise CatalogueError("NOT_FINISHED", f"Merge {merge_id[:12]} is {row.status}. See: ziplora why {merge_id[:12]}")
     recipe: Mapping[str, Any] = row.recipe
     return recipe
+
+
+def night_began(engine: Engine, moment: datetime) -> datetime | None:
+    """When the night began in which something happened."""
+    began = select(func.max(Night.started_at)).where(Night.started_at <= moment)
+    with reading(engine).connect() as connection:
+        return connection.scalar(began)
+
+
+def last_offered(engine: Engine, sources: object) -> int | None:
+    """How many adapters these sources offered in the last night in which all of them answered."""
+    nights = select(Night.settings, Night.summary).where(Night.summary.is_not(None))
+    with reading(engine).connect() as connection:
+        for settings, summary in connection.execute(nights.order_by(Night.started_at.desc())):
+            if settings.get("sources") == sources and summary.get("offered") is not None:
+                return int(summary["offered"])
+    return None
+
+
+def nights_refused(engine: Engine, sha256: str, code: str, since: datetime) -> int:
+    """In how many nights after a moment an adapter was refused with a code."""
+    nights = select(func.count(Refusal.night_id.distinct()))
+    chosen = nights.where(Refusal.sha256 == sha256, Refusal.code == code, Refusal.refused_at > since)
+    with reading(engine).connect() as connection:
+        return connection.scalar(chosen) or 0

@@ -97,6 +97,12 @@ def record_adapters(engine: Engine, adapters: Collection[facts.Adapter], aliases
         _put(connection, schema.Alias, places, ("sha256", "seen_at"))
 
 
+def record_gone(engine: Engine, sha256: str) -> None:
+    """The Hub has this adapter no more; a scan that sees it again says so."""
+    with engine.begin() as connection:
+        connection.execute(update(schema.Adapter).where(schema.Adapter.sha256 == sha256).values(status="gone"))
+
+
 def record_headers(engine: Engine, headers: Collection[facts.Header]) -> None:
     """These files were read, maybe not for the first time: the last reader counts."""
     rows = {header.alias_id: {"alias_id": header.alias_id, **_reasoned(header)} for header in headers}

@@ -1,7 +1,7 @@
 """All that is known of one adapter, one merge or one night, told in order."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -140,6 +140,20 @@ def _most_first(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+LOST_BELOW = 0.1
+"""A position so near to the floor is that of the base alone."""
+
+
+def lost(scores: Collection[ScoreSummary]) -> Reason | None:
+    """Whether one of both adapters does not show in a merge: its pictures are as far from it as the base's."""
+    for metric, code in ((SUBJECT_METRIC, "SUBJECT_LOST"), (STYLE_METRIC, "STYLE_LOST")):
+        for score in scores:
+            if score.metric == metric and score.position is not None and score.position < LOST_BELOW:
+                fact = f"By {score.scorer_id} it is at {score.position:.2f}, between 0 of the base and 1 of the LoRA."
+                return Reason(code, fact, "look at its previews; try another method.")
+    return None
+
+
 def story_of(engine: Engine, said: str) -> Story:
     """The story of the adapter, merge or refused repository that is meant by a name or the beginning of an id."""
     for find, tell in ((find_adapter, adapter_story), (find_merge, merge_story)):
@@ -210,6 +224,8 @@ def merge_story(engine: Engine, merge_id: str) -> Story:
     ]
     facts = {"subject": row.subject, "style": row.style, "method": row.method, "recipe": row.recipe}
     facts |= {"score_01": score_01(scores), "night": row.night_id, "attempts": row.attempts}
+    if flag := lost(scores):
+        facts |= {"flag": flag.code}
     if row.code is not None:
         facts |= vars(_reason(row))
     name = f"{names[row.subject]} × {names[row.style]} · {row.method}"

@@ -6,6 +6,7 @@ from uuid import UUID
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from catalog.hub import UNANSWERED
 from flows.artifacts import Outcome, show_batch
 from flows.plan import Base, Job
 from flows.progress import tell
@@ -44,8 +45,8 @@ def merge_batch(
 def _outcome(worker: Worker, job: Job, night_id: str) -> Outcome:
     merge_id = job.recipe.merge_id
     try:
-        if not (job.subject.file.is_file() and job.style.file.is_file()):
-            fetch_pair(worker, job)
+        if not {job.subject.sha256, job.style.sha256} <= worker.at_hand:
+            fetch_pair(worker, job, night_id)
         result = merge_pair(worker, job)
         pictures = preview_pair(worker, job)
         rows = score_pair(worker, job, pictures)
@@ -53,7 +54,8 @@ def _outcome(worker: Worker, job: Job, night_id: str) -> Outcome:
     except Exception as error:  # noqa: BLE001 - whatever one pair does, the night goes on
         reason = reason_of(error)
         get_run_logger().warning("%s: %s %s", job.name, reason.code, reason.fact)
-        worker.record_failure(job, night_id, reason)
+        if reason.code not in UNANSWERED:  # then it is left for the next night
+            worker.record_failure(job, night_id, reason)
         return Outcome(merge_id, job.name, {}, 0.0, None, reason)
     scores = ", ".join(f"{metric} {position:.2f}" for metric, position in positions.items())
     get_run_logger().info("%s: merged in %.1f s; positions: %s.", job.name, result.seconds, scores)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from catalog.errors import CatalogueError
-from catalog.hub import Hub
+from catalog.hub import PASSING, Hub
 from catalog.schema import open_catalogue
 from flows.settings import FolderSource, Problem, Problems, Settings, load_settings, prefect_api_url
 from flows.shared_store import mirror_of
@@ -82,11 +82,17 @@ def _places(settings: Settings) -> Iterator[Problem]:
     except CatalogueError as error:
         if error.code not in ("CATALOGUE_MISSING", "CATALOGUE_OLDER"):  # a night makes or updates it
             yield Problem(error.code, str(error).partition(": ")[2], "mend catalogue in the settings.", 3)
-    if settings.publish.enabled:
-        try:
-            if Hub().check_token() is None:
-                yield Problem("AUTH", "Publishing is enabled and there is no token.", "set HF_TOKEN.", 3)
-        except CatalogueError as error:
+    if settings.publish.enabled or not all(isinstance(source, FolderSource) for source in settings.sources):
+        yield from _token(settings.publish.enabled)
+
+
+def _token(publishes: bool) -> Iterator[Problem]:
+    """Trouble with the Hub's token; a Hub that does not answer is none, since a night merges without it."""
+    try:
+        if Hub().check_token() is None and publishes:
+            yield Problem("AUTH", "Publishing is enabled and there is no token.", "set HF_TOKEN.", 3)
+    except CatalogueError as error:
+        if error.code not in PASSING:
             yield Problem(error.code, str(error).partition(": ")[2], "set another HF_TOKEN.", 3)
 
 

@@ -27,10 +27,11 @@ from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
 from flows.artifacts import show_night, show_troubles
 from flows.batch import merge_batch
+from flows.missing import ask_for_missing, doubt
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
 from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
-from flows.scan import Found, scan_and_record, usable
+from flows.scan import Found, is_unanswered, scan_and_record, usable
 from flows.settings import Problem, Settings, load_settings
 from flows.short_list import lacking_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
@@ -67,6 +68,10 @@ class Report:
     published: int
     unpublished: Mapping[str, int]
     """Merges that score enough and did not leave this machine, by code."""
+    offered: int | None
+    """Adapters in all sources; None when the Hub did not say what there is."""
+    withheld: str | None
+    """Why nothing was published that might have been, as a code."""
     lost_batches: int
     seconds: float
     gallery: str
@@ -75,15 +80,20 @@ class Report:
 
 
 @task(task_run_name="scan", cache_policy=NO_CACHE, persist_result=False)
-def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> list[Found]:
-    """Judge every adapter of every source, and write it down."""
+def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> tuple[list[Found], Reason | None]:
+    """Judge every adapter of every source, and write it down; with what speaks against relying on it."""
     log = get_run_logger()
 
     def waiting(seconds: int) -> None:
         log.warning("waiting %d s for the Hub", seconds)
         tell_pause(seconds)
 
-    return scan_and_record(settings, Hub(waiting=waiting), catalogue, night_id)
+    hub = Hub(waiting=waiting)
+    found = scan_and_record(settings, hub, catalogue, night_id)
+    doubtful = doubt(settings, catalogue, found)
+    if doubtful is None:
+        ask_for_missing(hub, catalogue, night_id, found)
+    return found, doubtful
 
 
 @task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
@@ -160,7 +170,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     night_id = f"{began:%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
     record.record_night_started(catalogue, night_id, settings.model_dump(mode="json"), began)
     log = get_run_logger()
-    found = scan_sources(settings, catalogue, night_id)
+    found, doubtful = scan_sources(settings, catalogue, night_id)
     fit = len(usable(found))
     log.info("%d adapters are usable, %d are not.", fit, len(found) - fit)
     misunderstood = ask_for(catalogue, requests)
@@ -181,7 +191,9 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     short_listed, more_lost = _draw_short_list(settings, catalogue, wanted, merge_all)
     lost += more_lost
     _close_requests(settings, base, catalogue, found)
-    published, unpublished = publish_night(settings, catalogue) if settings.publish.enabled else ([], [])
+    publishes = settings.publish.enabled and doubtful is None
+    published, unpublished = publish_night(settings, catalogue) if publishes else ([], [])
+    withheld = [("publishing", doubtful)] if settings.publish.enabled and doubtful else []
     show_results(settings, base, catalogue)
     summary = night_summary(catalogue, night_id)
     report = Report(
@@ -196,6 +208,8 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
         postponed=planned.postponed + len(_left(catalogue, night_id, planned.jobs)),
         published=sum(not one.was_there for one in published),
         unpublished=_counted(unpublished),
+        offered=None if any(map(is_unanswered, found)) else len(found),
+        withheld=withheld[0][1].code if withheld else None,
         lost_batches=len(lost),
         seconds=round((datetime.now(UTC) - began).total_seconds(), 1),
         gallery=str(settings.gallery / "index.html"),
@@ -204,7 +218,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     )
     record.record_night_finished(catalogue, night_id, asdict(report), datetime.now(UTC))
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
-    _show(catalogue, report, planned, [*misunderstood, *unpublished, *lost])
+    _show(catalogue, report, planned, [*misunderstood, *unpublished, *withheld, *lost])
     return report
 
 

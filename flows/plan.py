@@ -32,6 +32,8 @@ class Input:
     file: Path
     """Where its weights are, or will be once they are fetched."""
     samples: tuple[Path, ...]
+    variant: str = ""
+    """Of the base model it was trained on."""
 
     @property
     def references(self) -> References | None:
@@ -131,6 +133,7 @@ def input_of(
         slot=known["slot"] or slot_of(role, known["prompt"]),
         file=Path(known["file"]) if known["file"] else fetched,
         samples=tuple(Path(path) for path in known["samples"]),
+        variant=known.get("variant", ""),
     )
 
 
@@ -207,6 +210,8 @@ def plan(
         if pair not in turn and not is_wanted(settings, subject.name, style.name):
             continue
         licence = combine(subject.licence, style.licence, allow_unknown=settings.merge_unknown_licences)
+        if pair not in turn and subject.variant != style.variant:
+            licence = _across_variants(subject, style)
         recipes = _recipes(settings, base, subject, style, calibrations)
         if pair in turn and all(recipe.merge_id in finished for recipe in recipes):
             answered.append(pair)
@@ -223,6 +228,12 @@ def plan(
     limit = settings.limits.pairs * len(settings.methods)
     postponed = max(0, len(jobs) - limit)
     return Plan(tuple(jobs[:limit]), tuple(skipped), tuple(done), held, postponed, tuple(answered))
+
+
+def _across_variants(subject: Input, style: Input) -> Reason:
+    told = " and ".join(f"the {one.role} on {one.variant or 'plain'}" for one in (subject, style))
+    fact = f"They were trained on different variants of the base model: {told}."
+    return Reason("VARIANT_MISMATCH", fact, "ask for the pair if it is wanted all the same: ziplora request.")
 
 
 def _recipes(

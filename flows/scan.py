@@ -13,25 +13,28 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from catalog import facts, record
 from catalog.candidate import Candidate, Unfit
-from catalog.errors import CatalogueError
+from catalog.errors import CatalogueError, Refused
 from catalog.facts import AdapterStatus, Header, Reason
-from catalog.folder import scan_folder
-from catalog.hub import PASSING, Hub, Start
+from catalog.folder import LOCAL, scan_folder
+from catalog.hub import UNANSWERED, Hub, Start
 from catalog.licence import gate
-from catalog.queries import known_headers
+from catalog.names import one_line
+from catalog.queries import known_headers, night_began, usable_adapters
 from catalog.schema import Catalogue
+from flows.plan import input_of
 from flows.progress import tell
 from flows.settings import FolderSource, RepositorySource, SearchSource, Settings, Source
+from flows.shared_store import mirror_of
 from flows.trouble import reason_of
-from ziplora.adapter import CONFIG_NAME, AdapterHeader, describe, family_of, needs_config, read
+from ziplora.adapter import CONFIG_NAME, AdapterHeader, describe, family_of, needs_config, read, variant_of
 from ziplora.alpha import parse_config
 from ziplora.header import Refusal, read_header
 
-READER = 1
+READER = 2
 """Of headers; a higher one reads those again that are in a catalogue."""
 _PIECE = 200
 """So many adapters are looked at together, and written down together."""
@@ -39,10 +42,16 @@ _READERS = 12
 """Threads that ask the Hub."""
 _READINGS = 4
 """Of a file that seems bad each time in another way."""
-_AGAIN = "nothing; the next night tries again."
 _T = TypeVar("_T")
 
-_UNSUPPORTED = {"UNSUPPORTED_ADAPTER", "UNSUPPORTED_LAYOUT", "UNSUPPORTED_DTYPE", "MIXED_LAYOUT", "NO_UNET_LAYERS"}
+_UNSUPPORTED = {
+    "UNSUPPORTED_ADAPTER",
+    "UNSUPPORTED_LAYOUT",
+    "UNSUPPORTED_DTYPE",
+    "MIXED_LAYOUT",
+    "NO_UNET_LAYERS",
+    "NEEDS_EMBEDDINGS",
+}
 _RESTRICTED = ("LICENCE_", "CONSENT", "GATED")
 
 
@@ -55,15 +64,19 @@ class Found:
     file_name: str
     role: facts.Role
     sha256: str | None
-    status: AdapterStatus
+    status: AdapterStatus | Literal["unanswered"]
     licence: str | None
     reason: Reason | None
     """Why it is not usable; None when it is."""
     facts: Mapping[str, Any]
+    remembered: bool = False
+    """An earlier night saw it, and tonight the Hub does not say what there is."""
 
 
-def status_of(code: str) -> AdapterStatus:
-    """The word for an adapter that was refused with this code."""
+def status_of(code: str) -> AdapterStatus | Literal["unanswered"]:
+    """The word for an adapter that was refused with this code; `unanswered` says nothing of it."""
+    if code in UNANSWERED:
+        return "unanswered"
     if code.startswith(_RESTRICTED):
         return "restricted"
     if code in ("GONE", "COMMIT_GONE"):
@@ -79,12 +92,12 @@ def offers(source: Source, base_model: str, hub: Hub) -> Iterator[Candidate | Un
         try:
             yield hub.repository(source.repository, source.revision, source.file)
         except CatalogueError as error:
-            yield Unfit(source.repository, source.revision, source.file or "", _reason(error))
+            yield Unfit(source.repository, source.revision, source.file or "", reason_of(error))
     else:
         try:
             yield from _searched(source, base_model, hub)
         except CatalogueError as error:
-            yield Unfit("a search of the Hub", "", "", _reason(error))
+            yield Unfit("a search of the Hub", "", "", reason_of(error))
 
 
 def _searched(source: SearchSource, base_model: str, hub: Hub) -> Iterator[Candidate | Unfit]:
@@ -99,11 +112,30 @@ def _searched(source: SearchSource, base_model: str, hub: Hub) -> Iterator[Candi
     )
 
 
-def _reason(error: Exception) -> Reason:
-    """Why one item came to nothing; what is wrong with all of them is raised."""
-    if isinstance(error, CatalogueError) and error.code in PASSING:
-        return Reason(error.code, str(error).partition(": ")[2], _AGAIN)
-    return reason_of(error)
+def _remembered(source: Source, settings: Settings, catalogue: Catalogue) -> Iterator[Found]:
+    """What the last night that saw any of a source on the Hub saw of it, as far as it is at hand."""
+    known = [one for one in usable_adapters(catalogue, source.role) if _may_be_of(source, one.aliases)]
+    last = max((one.aliases[0].seen_at for one in known), default=None)
+    since = night_began(catalogue, last) if last else None
+    mirror = mirror_of(settings)
+    for one in known:
+        seen = one.aliases[0]
+        place = (seen.repository, seen.revision, seen.file_name)
+        fetched = input_of(settings, source.role, one.sha256, one.licence, one.facts, place)
+        here = fetched.file.is_file() or (mirror is not None and mirror.is_there(fetched.file))
+        if here and since and seen.seen_at >= since:
+            yield Found(*place, source.role, one.sha256, "usable", one.licence, None, one.facts, remembered=True)
+
+
+def _may_be_of(source: Source, aliases: Sequence[facts.Alias]) -> bool:
+    """Whether a source of the Hub may offer what was seen here, by its name."""
+    repository, revision = (aliases[0].repository, aliases[0].revision) if aliases else ("", LOCAL)
+    if isinstance(source, RepositorySource):
+        return repository == source.repository
+    if revision == LOCAL or isinstance(source, FolderSource):
+        return False
+    wanted = source.search
+    return repository.startswith(f"{wanted.author}/" if wanted.author else "") and (wanted.text or "") in repository
 
 
 def judge(offer: Candidate | Unfit, source: Source, settings: Settings, said: Header | Reason | None) -> Found:
@@ -121,13 +153,15 @@ def judge(offer: Candidate | Unfit, source: Source, settings: Settings, said: He
     reason = reason or _gated(offer)
     if isinstance(said, Header) and said.facts is not None:
         known = {**said.facts, "rank": max(said.facts["ranks"]), **_words(offer, source)}
-        reason = reason or _misfit(said.facts["base"], settings) or _without_prompt(known)
+        known["variant"] = said.facts["variant"] or variant_of({"base_model": " ".join(offer.card.base_models)})
+        reason = reason or _misfit(known, settings) or _without_embeddings(known, offer) or _without_prompt(known)
     elif said is not None:
         reason = reason or (said.reason if isinstance(said, Header) else said)
+    place = said if isinstance(said, Header) else offer
     return Found(
-        offer.repository,
-        offer.revision,
-        offer.file_name,
+        place.repository,
+        place.revision,
+        place.file_name,
         source.role,
         said.sha256 if isinstance(said, Header) else offer.sha256,
         status_of(reason.code) if reason else "usable",
@@ -150,20 +184,37 @@ def _look(offer: Candidate, hub: Hub) -> Header | Reason:
         if offer.folder is not None:
             return _said(offer, read(offer.folder / offer.file_name).facts)
         return _look_at_hub(offer, hub)
+    except CatalogueError as error:
+        if error.code == "AUTH":  # what is wrong with all of them is said once
+            raise
+        return reason_of(error)
     except Exception as error:  # noqa: BLE001 - one bad adapter never stops a scan
-        return _reason(error)
+        return reason_of(error)
 
 
 def _look_at_hub(offer: Candidate, hub: Hub) -> Header | Reason:
     """A file is refused for ever when two readings agree: bytes may be spoiled on their way here."""
     seen: list[tuple[bytes, Reason]] = []
     for _ in range(_READINGS):
-        start = hub.start_of(offer)
+        start = _start(offer, hub)
         found = _described(start, hub)
         if not isinstance(found, Reason) or (start.content, found) in seen:
             return _said(start.candidate, found)
         seen.append((start.content, found))
     return seen[-1][1]
+
+
+def _start(offer: Candidate, hub: Hub) -> Start:
+    """The beginning of its file, of the newest commit if the listing names one that is gone."""
+    try:
+        return hub.start_of(offer)
+    except Refused as refused:
+        if refused.code != "COMMIT_GONE":
+            raise
+        newest = hub.repository(offer.repository, file_name=offer.file_name)
+        if isinstance(newest, Unfit) or newest.revision == offer.revision:
+            raise
+        return hub.start_of(newest)
 
 
 def _described(start: Start, hub: Hub) -> AdapterHeader | Reason:
@@ -205,13 +256,23 @@ def _words(offer: Candidate, source: Source) -> dict[str, Any]:
     }
 
 
-def _misfit(base: str, settings: Settings) -> Reason | None:
+def _misfit(known: Mapping[str, Any], settings: Settings) -> Reason | None:
     folder = Path(settings.base_model.id)
     wanted = family_of(folder) if folder.is_dir() else "sdxl"
-    if base == wanted:
+    if known["base"] == wanted:
         return None
-    fact = f"By its shapes it was trained on {base}, and this night's base model is of {wanted}."
+    claim = ", ".join(map(one_line, known["card_base_models"]))[:200]
+    fact = f"By its shapes it was trained on {known['base']}, and this night's base model is of {wanted}."
+    fact += f" Its card says {claim}." if claim else ""
     return Reason("BASE_MISMATCH", fact, "leave it out, or merge it in a night of its own base model.")
+
+
+def _without_embeddings(known: Mapping[str, Any], offer: Candidate) -> Reason | None:
+    beside = [name for name in offer.siblings if name.endswith("_emb.safetensors")]
+    if not known["embeddings"] and not beside:
+        return None
+    fact = "Its prompts need words of its own (textual inversion), which a merge does not carry."
+    return Reason("NEEDS_EMBEDDINGS", fact, "leave it out, or ask the author for one that needs none.")
 
 
 def _without_prompt(known: Mapping[str, Any]) -> Reason | None:
@@ -225,15 +286,33 @@ def scan(settings: Settings, hub: Hub, catalogue: Catalogue | None) -> Iterator[
     seen = 0
     with ThreadPoolExecutor(_READERS) as pool:
         for source in settings.sources:
-            for piece in _pieces(offers(source, settings.base_model.id, hub), _PIECE):
-                said = _headers(piece, hub, catalogue, pool)
-                for offer in piece:
-                    looked = said.get(_place(offer))
-                    if isinstance(offer, Candidate) and offer.folder is not None:
-                        looked = _look(offer, hub)
-                    yield judge(offer, source, settings, looked)
-                    seen += 1
-                    tell("adapters", seen, 0)
+            for one in _judged(source, settings, hub, catalogue, pool):
+                yield one
+                seen += 1
+                tell("adapters", seen, 0)
+                if is_unanswered(one) and catalogue is not None:
+                    yield from _remembered(source, settings, catalogue)
+
+
+def is_unanswered(one: Found) -> bool:
+    """Whether this stands for a whole source, of which the Hub did not say what it offers."""
+    return one.status == "unanswered" and not one.file_name
+
+
+def _judged(
+    source: Source, settings: Settings, hub: Hub, catalogue: Catalogue | None, pool: ThreadPoolExecutor
+) -> Iterator[Found]:
+    for piece in _pieces(offers(source, settings.base_model.id, hub), _PIECE):
+        try:
+            said = _headers(piece, hub, catalogue, pool)
+        except CatalogueError as error:
+            yield judge(Unfit("files of the Hub", "", "", reason_of(error)), source, settings, None)
+            return
+        for offer in piece:
+            looked = said.get(_place(offer))
+            if isinstance(offer, Candidate) and offer.folder is not None:
+                looked = _look(offer, hub)
+            yield judge(offer, source, settings, looked)
 
 
 def _pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
@@ -267,6 +346,8 @@ def _headers(
     try:
         contexts = [copy_context() for _ in unread]  # each tells the same watcher
         said.update(zip(unread, pool.map(look, contexts, unread.values()), strict=True))
+    except CatalogueError:
+        raise
     except BaseException:
         hub.stop()
         raise
@@ -276,26 +357,32 @@ def _headers(
     return said
 
 
-def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str) -> None:
-    """Write down what a night saw of adapters."""
+def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str, usable_before: set[str]) -> None:
+    """Write down what a night saw of adapters: of one at several places, the first where it is usable."""
     now = datetime.now(UTC)
-    adapters, aliases, refusals = [], [], []
+    adapters, aliases, refusals = {}, [], []
     for one in some:
-        if one.sha256:
-            adapters.append(facts.Adapter(one.sha256, one.role, one.status, one.licence, one.facts, now))
+        if one.remembered:
+            continue
+        if one.sha256 and one.status != "unanswered":
+            if one.sha256 not in usable_before:
+                adapters[one.sha256] = facts.Adapter(one.sha256, one.role, one.status, one.licence, one.facts, now)
             aliases.append(facts.Alias(one.repository, one.revision, one.file_name, one.sha256, now))
+        if one.sha256 and one.status == "usable":
+            usable_before.add(one.sha256)
         if one.reason:
             place = (one.repository, one.revision, one.file_name)
             refusals.append(facts.Refusal(night_id, *place, one.reason, now, one.sha256))
-    record.record_adapters(catalogue, adapters, aliases)
+    record.record_adapters(catalogue, list(adapters.values()), aliases)
     record.record_refusals(catalogue, refusals)
 
 
 def scan_and_record(settings: Settings, hub: Hub, catalogue: Catalogue, night_id: str) -> list[Found]:
     """Judge everything, and write down what this night saw."""
-    seen = []
+    seen: list[Found] = []
+    usable_before: set[str] = set()
     for piece in _pieces(scan(settings, hub, catalogue), _PIECE):
-        _record(piece, catalogue, night_id)
+        _record(piece, catalogue, night_id, usable_before)
         seen += piece
     return seen
 

@@ -218,6 +218,7 @@ class Settings(_Strict):
     limits: Limits = Limits()
     publish: PublishSettings = PublishSettings()
     merge_unknown_licences: bool = Field(default=False, description="locally; they are never published")
+    merge_outliers: bool = Field(default=False, description="adapters that change weights absurdly much")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     store: str = Field(
         default="store", description="a folder, or a URL such as s3://bucket/ziplora that several machines share"

@@ -25,10 +25,16 @@ class SharingWorker(Worker):
         super().__init__(settings, base)
         self.mirror = mirror
 
-    def fetch(self, adapter: Input) -> None:
-        """Bring an adapter to this disk from the store, or from the Hub."""
+    def bring(self, adapter: Input) -> None:
+        """Get an adapter from the store, or from the Hub; a copy that is damaged in the store is replaced there."""
         self.mirror.fetch(*adapter_files(adapter, self.store))
-        super().fetch(adapter)
+        is_damaged = adapter.file.is_file() and not self.is_sound(adapter)
+        if is_damaged:
+            adapter.file.unlink()
+        if not adapter.file.is_file():
+            super().bring(adapter)
+        if is_damaged:
+            self.mirror.replace(adapter.file)
 
     def merge(self, job: Job, progress: Progress) -> MergeResult:
         """Coefficients from the store, or learned and put there with what they were made from."""

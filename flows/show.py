@@ -152,6 +152,8 @@ def print_report(report: "Report") -> None:
     for what in ("short_listed", "blocked", "postponed", "published"):
         if getattr(report, what):
             OUT.print(f"{getattr(report, what):>4} {what.replace('_', ' ')}", highlight=False)
+    if report.withheld:
+        OUT.print(f"Nothing was published: {report.withheld}", highlight=False)
     OUT.print(f"Gallery    {Path(report.gallery).as_uri()}", highlight=False, soft_wrap=True)
     OUT.print(f"Catalogue  {report.catalog}", highlight=False, soft_wrap=True)
     OUT.print(f"Snapshot   {report.snapshot}", highlight=False, soft_wrap=True)

@@ -68,6 +68,7 @@ def merge_two(
     method: str,
     prompts: tuple[str | None, str | None],
     export: Export,
+    allow_outliers: bool = False,
 ) -> tuple[MergeResult, Exported]:
     """Merge two files, or repository folders, into an adapter file."""
     subject_file, subject_prompt, subject_pictures = _opened(subject, prompts[0], "subject")
@@ -99,5 +100,6 @@ def merge_two(
             guidance=world.guidance,
             export=export,
             progress=lambda done, total: tell("merging", done, total),
+            allow_outliers=allow_outliers,
         )
     return result, exported

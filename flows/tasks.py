@@ -15,10 +15,10 @@ from ziplora.recipe import MergeResult, ScoreRow
 
 
 @task(task_run_name="{job.name}: fetch", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=30)
-def fetch_pair(worker: Worker, job: Job) -> None:
-    """Bring both adapters to this disk."""
-    worker.fetch(job.subject)
-    worker.fetch(job.style)
+def fetch_pair(worker: Worker, job: Job, night_id: str) -> None:
+    """Have both adapters on this disk, whole."""
+    worker.fetch(job.subject, night_id)
+    worker.fetch(job.style, night_id)
 
 
 @task(task_run_name="{job.name}: merge", cache_policy=NO_CACHE, persist_result=False)

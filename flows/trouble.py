@@ -4,6 +4,7 @@ import errno
 
 from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason
+from catalog.hub import AGAIN, UNANSWERED
 from flows.settings import Problem
 from ziplora.failure import Failure
 from ziplora.header import Refusal
@@ -15,6 +16,8 @@ def reason_of(error: Exception) -> Reason:
         return error.reason
     if isinstance(error, Failure | Refusal):
         return Reason(error.code, error.fact, error.next_step)
+    if isinstance(error, CatalogueError) and error.code in UNANSWERED:
+        return Reason(error.code, str(error).partition(": ")[2], AGAIN)
     if isinstance(error, CatalogueError | Problem):
         raise error
     if is_disk_full(error):

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from catalog import facts, record
 from catalog.candidate import Candidate, CardFacts
+from catalog.folder import sha256_of
 from catalog.hub import Hub
 from catalog.schema import Catalogue, open_catalogue
 from flows.plan import Base, Input, Job
@@ -46,6 +47,8 @@ class Worker:
     def __init__(self, settings: Settings, base: Base) -> None:
         self.settings, self.base = settings, base
         self.store = Store(settings.store_folder)
+        self.at_hand: set[str] = set()
+        """Adapters that are on this disk, whole, by sha256."""
         self.drawing = Drawing(settings.previews.steps, settings.previews.guidance, settings.previews.side)
 
     @cached_property
@@ -76,16 +79,37 @@ class Worker:
         device, _ = device_named(self.settings.device)
         return tuple(load_scorer(spec, device) for spec in specs)
 
-    def fetch(self, adapter: Input) -> None:
-        """Bring an adapter of the Hub to this disk, with PEFT's configuration beside it if it has one."""
-        if adapter.file.is_file():
-            return
+    def fetch(self, adapter: Input, night_id: str) -> None:
+        """Have an adapter on this disk, whole: a copy whose bytes have changed here is set aside, and brought again."""
+        if adapter.file.is_file() and not self.is_sound(adapter):
+            self._set_aside(adapter, night_id)
+        if not adapter.file.is_file():
+            self.bring(adapter)
+        self.at_hand.add(adapter.sha256)
+
+    def is_sound(self, adapter: Input) -> bool:
+        """Whether a copy of ours holds what it is named by; a source's own file is for its merge to judge."""
+        is_copy = adapter.file.is_relative_to(self.store.root)
+        return not is_copy or sha256_of(adapter.file) == adapter.sha256
+
+    def _set_aside(self, adapter: Input, night_id: str) -> None:
+        quarantine = self.store.root / "quarantine"
+        quarantine.mkdir(exist_ok=True)
+        adapter.file.replace(quarantine / adapter.file.name)
+        fact = f"The bytes of {adapter.file.name} have changed on this disk; it lies in {quarantine} now."
+        reason = facts.Reason("OBJECT_CORRUPT", fact, "check the disk; the file itself is fetched again.")
+        place = (adapter.name, adapter.revision, adapter.file_name)
+        refusal = facts.Refusal(night_id, *place, reason, datetime.now(UTC), adapter.sha256)
+        record.record_refusals(self.catalogue, [refusal])
+
+    def bring(self, adapter: Input) -> None:
+        """Get an adapter from the Hub, with PEFT's configuration beside it if it has one."""
         folder = adapter.file.parent
-        source = Candidate(adapter.name, adapter.revision, adapter.file_name, None, adapter.sha256, CardFacts(), ())
-        config = self.hub.small_file(source, CONFIG_NAME)
+        config = self.hub.published_file(adapter.name, adapter.revision, CONFIG_NAME)
         if config is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG_NAME).write_bytes(config)
+        source = Candidate(adapter.name, adapter.revision, adapter.file_name, None, adapter.sha256, CardFacts(), ())
         self.hub.download(source, folder)
 
     def merge(self, job: Job, progress: Progress) -> MergeResult:
@@ -99,6 +123,7 @@ class Worker:
             job.subject.references,
             job.style.references,
             progress,
+            self.settings.merge_outliers,
         )
 
     def preview(self, job: Job) -> Pictures:

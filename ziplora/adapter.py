@@ -27,6 +27,8 @@ _BASE_OF_WIDTH: Mapping[int, Base] = {2048: "sdxl", 768: "sd1", 1024: "sd2", 160
 """How wide the text is that cross-attention listens to."""
 _LAYERS_PER_BLOCK: Mapping[Base, int] = {"tinyworld": 1}
 """Of the UNet, where not two, as in every Stable Diffusion up to SDXL."""
+_DISTILLED = re.compile(r"turbo|lightning|hyper-?sd|\blcm\b|dmd", re.IGNORECASE)
+"""What names of base models say that draw in few steps."""
 _TEXT_SIDE = re.compile(r"attn2[._](?:processor\.)?to_[kv](?:_lora)?\.(?:lora_down|lora\.down|lora_A|down)\.")
 
 _OTHER_KINDS = {
@@ -58,6 +60,8 @@ class AdapterHeader:
     dialect: Dialect
     base: Base
     """Inferred from shapes, never from what a card claims."""
+    variant: str
+    """Of the base: `distilled`, `v-prediction`, or empty for the plain one; as far as its trainer wrote it down."""
     layers: Mapping[Part, int]
     """How many layers each covered part has; the UNet is always covered."""
     ranks: tuple[int, ...]
@@ -170,6 +174,18 @@ def _base(tensors: Mapping[str, StoredTensor]) -> Base:
     return _BASE_OF_WIDTH.get(widths.pop(), "unknown") if len(widths) == 1 else "unknown"
 
 
+def variant_of(metadata: Mapping[str, str]) -> str:
+    """Which variant of a base a trainer's metadata names, or a map with a base model's name in it."""
+    if any(_DISTILLED.search(metadata.get(key, "")) for key in ("ss_sd_model_name", "base_model")):
+        return "distilled"
+    by_velocity = (
+        metadata.get("modelspec.prediction_type") == "v"
+        or metadata.get("ss_zero_terminal_snr") == "True"
+        or metadata.get("ss_base_model_version", "").endswith("_v")
+    )
+    return "v-prediction" if by_velocity else ""
+
+
 def _planned(header: Header, size_bytes: int, config: Config | None) -> _Plan:
     _refuse_other_kinds(header)
     embeddings = tuple(key for key in header.tensors if _EMBEDDING.fullmatch(key))
@@ -187,6 +203,7 @@ def _planned(header: Header, size_bytes: int, config: Config | None) -> _Plan:
         size_bytes=size_bytes,
         dialect=dialect,
         base=base,
+        variant=variant_of(header.metadata),
         layers=dict(sorted(layers.items())),
         ranks=tuple(sorted(ranks)),
         alpha_rules=tuple(sorted({alpha_rule(module, "alpha" in sides, configs) for module, sides in modules.items()})),

@@ -55,7 +55,7 @@ def _refuse_outliers(role: str, adapter: Adapter) -> None:
     if adapter.outliers:
         count, first = len(adapter.outliers), adapter.outliers[0]
         fact = f"{count} layers of the {role} change their weights absurdly much, first {first.part}.{first.path}."
-        raise Refusal("WEIGHT_OUTLIER", fact, "leave it out, or merge it with outliers allowed.")
+        raise Refusal("WEIGHT_OUTLIER", fact, "leave it out, or set merge_outliers (--allow-outliers for one pair).")
 
 
 def _read_checked(role: Role, path: Path, expected: str) -> Adapter:

@@ -22,6 +22,9 @@ def merge(
     style_strength: Strength = 1.0,
     rank: Rank = None,
     dialect: Dialect = "diffusers",
+    allow_outliers: Annotated[
+        bool, typer.Option("--allow-outliers", help="merge even what changes weights absurdly much")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """One pair, files in, file out: no catalogue, no Prefect."""
@@ -30,8 +33,9 @@ def merge(
     from ziplora.recipe import Export
 
     chosen = Export(dialect=dialect, style_strength=style_strength, rank=rank)
+    prompts = (subject_prompt, style_prompt)
     with show.progress_bars():
-        result, exported = merge_two(subject, style, out, base, method, (subject_prompt, style_prompt), chosen)
+        result, exported = merge_two(subject, style, out, base, method, prompts, chosen, allow_outliers)
     if as_json:
         show.print_json({**asdict(result), "export": exported})
     else:

@@ -37,7 +37,7 @@ def check(config: Config, as_json: AsJson = False) -> None:
 
 def scan(config: Config, as_json: AsJson = False) -> None:
     """What the sources offer: what is usable, what is refused and why."""
-    from catalog.hub import PASSING, Hub
+    from catalog.hub import UNANSWERED, Hub
     from catalog.schema import open_catalogue
     from flows import show
     from flows.progress import tell_pause
@@ -52,7 +52,7 @@ def scan(config: Config, as_json: AsJson = False) -> None:
         show.print_json(found)
     else:
         show.print_found(found)
-    if any(one.reason is not None and one.reason.code in PASSING for one in found):
+    if any(one.reason is not None and one.reason.code in UNANSWERED for one in found):
         raise typer.Exit(3)
 
 
@@ -100,7 +100,7 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
     problems = problems_of(config)
     if problems:
         raise Problems(problems)
-    from catalog.hub import PASSING
+    from catalog.hub import UNANSWERED
     from flows import show
     from flows.nightly import nightly
 
@@ -110,5 +110,5 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
         show.print_json(report)
     else:
         show.print_report(report)
-    if report.failed or report.lost_batches or PASSING & report.refused.keys():
+    if report.failed or report.lost_batches or UNANSWERED & report.refused.keys() or report.withheld:
         raise typer.Exit(1)

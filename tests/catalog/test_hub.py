@@ -98,7 +98,7 @@ def test_a_header_costs_one_small_request(server: HubServer, hub: Hub) -> None:
 
 
 def test_a_long_header_costs_a_second_request(server: HubServer, hub: Hub) -> None:
-    content = weights(filler=500_000, metadata="x" * 100_000)
+    content = weights(filler=500_000, metadata="x" * 198_000)
     _dog(server, content)
     start = hub.start_of(_candidate(hub.repository("me/dog")))
     header_bytes = 8 + int.from_bytes(content[:8], "little")
