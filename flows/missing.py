@@ -16,7 +16,7 @@ from catalog.folder import LOCAL
 from catalog.hub import AGAIN, UNANSWERED, Hub
 from catalog.queries import UsableAdapter, last_offered, nights_refused, usable_adapters
 from catalog.schema import Catalogue
-from flows.scan import Found, is_unanswered
+from flows.scan import Found, is_unanswered, scan_and_record
 from flows.settings import Settings
 
 _ASKED_A_NIGHT = 200
@@ -40,7 +40,16 @@ def doubt(settings: Settings, catalogue: Catalogue, found: Sequence[Found]) -> R
     return None
 
 
-def ask_for_missing(hub: Hub, catalogue: Catalogue, night_id: str, found: Sequence[Found]) -> None:
+def look_over(settings: Settings, hub: Hub, catalogue: Catalogue, night_id: str) -> tuple[list[Found], Reason | None]:
+    """What all sources offer, written down, and what is missing asked about; with why it is too little, if it is."""
+    found = scan_and_record(settings, hub, catalogue, night_id)
+    doubtful = doubt(settings, catalogue, found)
+    if doubtful is None:
+        _ask_for_missing(hub, catalogue, night_id, found)
+    return found, doubtful
+
+
+def _ask_for_missing(hub: Hub, catalogue: Catalogue, night_id: str, found: Sequence[Found]) -> None:
     """Ask one by one about the adapters of the Hub that this night did not see, and write down the answers."""
     seen = {one.sha256 for one in found}
     here = {one.repository for one in found if one.status != "gone"}

@@ -27,11 +27,11 @@ from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
 from flows.artifacts import show_night, show_troubles
 from flows.batch import merge_batch
-from flows.missing import ask_for_missing, doubt
+from flows.missing import look_over
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
 from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
-from flows.scan import Found, is_unanswered, scan_and_record, usable
+from flows.scan import Found, is_unanswered, usable
 from flows.settings import Problem, Settings, load_settings
 from flows.short_list import lacking_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
@@ -88,12 +88,7 @@ def scan_sources(settings: Settings, catalogue: Catalogue, night_id: str) -> tup
         log.warning("waiting %d s for the Hub", seconds)
         tell_pause(seconds)
 
-    hub = Hub(waiting=waiting)
-    found = scan_and_record(settings, hub, catalogue, night_id)
-    doubtful = doubt(settings, catalogue, found)
-    if doubtful is None:
-        ask_for_missing(hub, catalogue, night_id, found)
-    return found, doubtful
+    return look_over(settings, Hub(waiting=waiting), catalogue, night_id)
 
 
 @task(task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)

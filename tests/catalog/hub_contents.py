@@ -18,8 +18,11 @@ import yaml
 TOKEN = "hf_CANARY0123456789"
 LARGE = (".safetensors", ".bin", ".png")
 Files = dict[str, bytes]
-Trouble = Literal["429", "503", "reset", "cut", "short", "wrong"]
-"""`cut`: the line breaks within the answer; `short`, `wrong`: of a file half, or other bytes than it has."""
+Passing = Literal["429", "503", "reset", "cut", "slow", "short", "renamed"]
+"""`cut`: the line breaks within the answer; `slow`: it drips; `short`: half a file; `renamed`: it is elsewhere."""
+Trouble = Passing | Literal["wrong", "moved", "gated", "deleted"]
+"""`wrong`: a file has other bytes; the others: it has no such commit, is not for all, or is not there any more."""
+KINDS: tuple[Trouble, ...] = (*get_args(Passing), "wrong", "moved", "gated", "deleted")
 
 
 def sha256(content: bytes) -> str:
@@ -39,6 +42,8 @@ class Repository:
     """Files that come with a bit flipped."""
     truncated: set[str] = field(default_factory=set)
     """Files that come without their second half."""
+    packed: set[str] = field(default_factory=set)
+    """Files that are said to be packed by gzip on their way."""
 
     @property
     def head(self) -> str:
@@ -61,7 +66,7 @@ def nothing_wrong(request: str, time: int) -> Trouble | None:
 
 
 def seeded_trouble(
-    seed: int, share: float, kinds: tuple[Trouble, ...] = get_args(Trouble)
+    seed: int, share: float, kinds: tuple[Trouble, ...] = KINDS
 ) -> "Callable[[str, int], Trouble | None]":
     """Trouble with this share of the requests: with the same ones each time, in whatever order they come."""
 
@@ -117,6 +122,10 @@ class HubServer:
     """Of file contents."""
     sent_bytes_of: Counter[str] = field(default_factory=Counter)
     """The same by the file's path."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Old names of repositories to the new ones."""
+    between_pages: Callable[[], None] = lambda: None
+    """What happens after each page of a listing."""
     uploads: Files = field(default_factory=dict)
     page: int = 100
     failing: dict[str, int] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from .hub_contents import LARGE, TOKEN, HubServer, Repository, Trouble, front_matter, sha256
+
+_DRIP_SECONDS = 0.03
+_REFUSALS = {"moved": (404, "RevisionNotFound"), "gated": (403, "GatedRepo"), "deleted": (404, "RepoNotFound")}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -41,7 +45,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.trouble == "cut":
             content, self.close_connection = content[: len(content) // 2], True
         if self.command != "HEAD":
-            self.wfile.write(content)
+            pieces = 10 if self.trouble == "slow" else 1
+            for number in range(pieces):
+                self.wfile.write(content[len(content) * number // pieces : len(content) * (number + 1) // pieces])
+                time.sleep(_DRIP_SECONDS if pieces > 1 else 0)
 
     def _fail(self, status: int, code: str) -> None:
         self._answer(status, {"error": code}, {"x-error-code": code, "x-error-message": code})
@@ -73,6 +80,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("authorization") not in (None, f"Bearer {TOKEN}") and not path.startswith("/lfs/"):
             self._answer(401, {"error": "Invalid credentials in Authorization header"})
             return
+        there = self._elsewhere(path)
+        if there is not None:
+            self._answer(307, b"", {"location": f"{self.hub.endpoint}{there}"})
+            return
+        if "/resolve/" in path and self.trouble in _REFUSALS:
+            self._fail(*_REFUSALS[self.trouble])
+            return
         for part, status in self.hub.failing.items():
             if part in path:
                 self._answer(status, {"error": "out of order"})
@@ -83,6 +97,13 @@ class _Handler(BaseHTTPRequestHandler):
                 handle(self, body, urllib.parse.parse_qs(query), *found.groups())
                 return
         self._fail(404, "EntryNotFound")
+
+    def _elsewhere(self, path: str) -> str | None:
+        """Where the Hub sends whoever asks for a repository by an old name."""
+        for old, new in self.hub.renamed.items():
+            if f"/{old}/" in f"{path}/":
+                return self.path.replace(old, new)
+        return self.path if self.trouble == "renamed" and "/resolve/" in path else None
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815 # http.server's names
 
@@ -106,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             following = urllib.parse.urlencode({**query, "cursor": [str(end)]}, doseq=True)
             headers["link"] = f'<{self.hub.endpoint}/api/models?{following}>; rel="next"'
         self._answer(200, infos[start:end], headers)
+        self.hub.between_pages()
 
     def _info(self, _body: bytes, _query: object, name: str, revision: str | None = None) -> None:
         repository = self._repository(name)
@@ -144,6 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(LARGE):
             headers |= {"etag": f'"{sha256(content)}"', "x-linked-size": str(len(content))}
             headers |= {"x-linked-etag": f'"{sha256(content)}"'}
+        if path in repository.packed:
+            headers["content-encoding"] = "gzip"
         if self.trouble == "wrong":
             content = bytes(byte ^ 1 for byte in content)
         if path in repository.tampered:

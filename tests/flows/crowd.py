@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from sqlalchemy import select
 
 from catalog import record, schema
 from catalog.hub import Hub
 from flows.scan import Found, scan_and_record
-from flows.settings import parse_settings
+from flows.settings import Settings, parse_settings
 from tests.catalog.hub_contents import Files, HubServer
 from tests.catalog.lora_files import card, sdxl_weights
 
@@ -52,6 +53,11 @@ def change(server: HubServer, every: int) -> None:
     for number, repository in enumerate(server.repositories.values()):
         if number % every == 0:
             repository.add(_files(number, 1))
+
+
+def settings_of(source: dict[str, Any]) -> Settings:
+    """A night of one source."""
+    return parse_settings(yaml.safe_dump({**yaml.safe_load(_SETTINGS), "sources": [source]}), Path.cwd())
 
 
 def scan_night(server: HubServer, catalogue: schema.Catalogue, night_id: str, hub: Hub | None = None) -> list[Found]:

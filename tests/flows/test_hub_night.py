@@ -124,7 +124,7 @@ def test_a_night_goes_on_with_what_it_saw_of_a_busy_hub(
     server.failing = {"me/fish-lora/": 503}
     said = ziplora("scan", there.config)
     assert said.code == 3
-    assert "rejected HUB_BUSY 1" in " ".join(said.out.split())
+    assert "unanswered HUB_BUSY 1" in " ".join(said.out.split())
     night = ziplora("run", there.config, "--json")
     assert (night.code, night.document["merged"], night.document["refused"]["HUB_BUSY"]) == (1, 1, 1)
     server.failing = {}
