@@ -65,6 +65,15 @@ def nothing_wrong(request: str, time: int) -> Trouble | None:
     """No trouble with any request."""
 
 
+def always(kind: Trouble) -> "Callable[[str, int], Trouble | None]":
+    """This trouble with every request."""
+
+    def trouble(request: str, time: int) -> Trouble | None:
+        return kind
+
+    return trouble
+
+
 def seeded_trouble(
     seed: int, share: float, kinds: tuple[Trouble, ...] = KINDS
 ) -> "Callable[[str, int], Trouble | None]":

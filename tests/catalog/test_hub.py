@@ -17,7 +17,7 @@ from catalog.folder import sha256_of
 from catalog.hub import FIRST_READ_BYTES, Hub
 from catalog.patience import Patience
 
-from .hub_contents import TOKEN, HubServer, Passing, Trouble, sha256
+from .hub_contents import TOKEN, HubServer, Passing, Trouble, always, sha256
 from .hub_server import serving
 from .lora_files import card, weights
 
@@ -288,7 +288,7 @@ def test_what_always_drips_is_given_up(server: HubServer, hub: Hub, monkeypatch:
     monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", ())
     monkeypatch.setattr("catalog.hub._MAX_READ_SECONDS", 0.1)
     _dog(server, weights(filler=500_000))
-    server.trouble = lambda request, time: "slow"
+    server.trouble = always("slow")
     for asking in (lambda: list(hub.search()), lambda: hub.repository("me/dog")):
         with pytest.raises(CatalogueError, match=r"HUB_UNREACHABLE: .*ReadTimeout"):
             asking()
@@ -297,7 +297,7 @@ def test_what_always_drips_is_given_up(server: HubServer, hub: Hub, monkeypatch:
 def test_a_chain_of_addresses_without_end_is_left(server: HubServer, hub: Hub) -> None:
     _dog(server, weights())
     dog = _candidate(hub.repository("me/dog"))
-    server.trouble = lambda request, time: "renamed"
+    server.trouble = always("renamed")
     with pytest.raises(Refused, match=r"HUB_REFUSED: .*TooManyRedirects"):
         hub.start_of(dog)
 

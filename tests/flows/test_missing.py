@@ -14,8 +14,8 @@ from catalog.facts import Reason
 from catalog.hub import Hub
 from catalog.schema import Catalogue, open_catalogue
 from flows.missing import look_over
-from flows.scan import Found
-from tests.catalog.hub_contents import TOKEN, HubServer, nothing_wrong
+from flows.scan import Found, is_unanswered
+from tests.catalog.hub_contents import TOKEN, HubServer, always, nothing_wrong
 from tests.catalog.hub_server import serving
 
 from .crowd import fill, settings_of
@@ -37,7 +37,8 @@ class Nights:
         night_id, settings = f"night-{self.count}", settings_of(source)
         record.record_night_started(self.catalogue, night_id, settings.model_dump(mode="json"), datetime.now(UTC))
         found, doubtful = look_over(settings, Hub(self.server.endpoint), self.catalogue, night_id)
-        record.record_night_finished(self.catalogue, night_id, {"offered": len(found)}, datetime.now(UTC))
+        offered = None if any(map(is_unanswered, found)) else len(found)
+        record.record_night_finished(self.catalogue, night_id, {"offered": offered}, datetime.now(UTC))
         return found, doubtful
 
     def status(self, repository: str = LOST) -> str:
@@ -162,7 +163,7 @@ def test_other_sources_may_offer_less(nights: Nights) -> None:
 
 def test_a_hub_that_is_away_is_a_doubt_and_no_absence(server: HubServer, nights: Nights) -> None:
     nights.next()
-    server.trouble = lambda request, time: "503"
+    server.trouble = always("503")
     for _ in range(4):
         found, doubtful = nights.next()
         assert [one.status for one in found] == ["unanswered"]

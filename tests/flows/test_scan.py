@@ -11,17 +11,29 @@ import pytest
 
 from catalog.hub import Hub
 from catalog.patience import Patience
+from catalog.queries import usable_adapters
 from catalog.schema import Catalogue, open_catalogue
 from flows import scan
 from flows.progress import watched
 from flows.scan import Found
-from tests.catalog.hub_contents import HubServer, RateLimit, Trouble, nothing_wrong, seeded_trouble
+from tests.catalog.hub_contents import (
+    KINDS,
+    TOKEN,
+    Files,
+    HubServer,
+    RateLimit,
+    Trouble,
+    always,
+    nothing_wrong,
+    seeded_trouble,
+)
 from tests.catalog.hub_server import serving
+from tests.catalog.lora_files import card, lora_file, sdxl_weights, weights_named
 from ziplora.adapter import AdapterHeader, describe
 from ziplora.alpha import Config
 from ziplora.header import Header
 
-from .crowd import change, fill, known, scan_night
+from .crowd import change, fill, known, scan_night, settings_of
 
 COUNT = 200
 FILES = COUNT * 18 // 20
@@ -56,6 +68,7 @@ def catalogue(make: Callable[[str], Catalogue]) -> Catalogue:
 @pytest.fixture
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01, 0.01, 0.02, 0.02, 0.05))
+    monkeypatch.setattr("catalog.hub._MAX_READ_SECONDS", 0.1)
 
 
 def _asked(server: HubServer) -> list[str]:
@@ -155,11 +168,11 @@ def test_nobody_asks_before_the_moment_that_the_hub_names(server: HubServer, cat
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_trouble_with_one_request_in_five_changes_nothing(
     server: HubServer, make: Callable[[str], Catalogue], seed: int
 ) -> None:
-    fill(server, 100)
+    fill(server, 300)
     undisturbed, troubled = make("undisturbed"), make("troubled")
     scan_night(server, undisturbed, "night")
     untroubled = len(_asked(server))
@@ -167,6 +180,8 @@ def test_trouble_with_one_request_in_five_changes_nothing(
     server.asked.clear()
     scan_night(server, troubled, "troubled")
     assert len(_asked(server)) > 1.1 * untroubled
+    assert {server.trouble(request, 1) for request in server.asked} == {None, *KINDS}
+    server.trouble = nothing_wrong
     scan_night(server, troubled, "night")
     assert known(troubled, "night") == known(undisturbed, "night")
 
@@ -214,3 +229,117 @@ def test_one_adapter_that_nobody_foresaw_stops_nothing(
     assert _codes(scan_night(server, catalogue, "first"))["UNEXPECTED"] == 1
     monkeypatch.undo()
     assert "UNEXPECTED" not in _codes(scan_night(server, catalogue, "second"))
+
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+SOURCE = {"role": "subject", "repository": "me/dog"}
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+FRONT = {"tags": ["lora"], "license": "mit", "instance_prompt": "a sks dog"}
+
+
+def _one(server: HubServer, content: bytes, beside: Files | None = None, **front: object) -> Found:
+    """What a scan says of one repository with these weights."""
+    server.add("me/dog", {"README.md": card(**FRONT | front), WEIGHTS: content} | (beside or {}))
+    (found,) = scan.scan(settings_of(SOURCE), Hub(server.endpoint), None)
+    return found
+
+
+def test_a_card_that_names_no_base_or_a_wrong_one_is_only_a_claim(server: HubServer) -> None:
+    found = _one(server, sdxl_weights(1))
+    assert (found.status, found.facts["base"], found.facts["card_base_models"]) == ("usable", "sdxl", [])
+    assert _one(server, sdxl_weights(1), base_model="runwayml/stable-diffusion-v1-5").status == "usable"
+    other = _one(server, sdxl_weights(1).replace(b"[1, 2048]", b"[2, 1024]"), base_model="an/sdxl")
+    assert other.reason is not None
+    assert other.reason.code == "UNSUPPORTED_LAYOUT", "whose halves do not fit"
+
+
+def test_shapes_and_card_are_both_told_of_a_wrong_base(server: HubServer) -> None:
+    found = _one(server, lora_file({"attn2.to_k": (1, 768)}), base_model="an/sdxl\n")
+    assert found.reason is not None
+    assert (found.status, found.reason.code) == ("rejected", "BASE_MISMATCH")
+    assert "sd1" in found.reason.fact
+    assert found.reason.fact.endswith("Its card says an/sdxl.")
+
+
+def test_what_is_no_lora_is_told_by_its_header_alone(server: HubServer) -> None:
+    names = [f"model.diffusion_model.input_blocks.{number}.weight" for number in range(500)]
+    found = _one(server, weights_named(dict.fromkeys(names, (1000, 10))))
+    assert found.reason is not None
+    assert found.reason.code == "NOT_A_LORA"
+    assert server.sent_bytes < 400_000, "the header, read twice as of all that is refused"
+
+
+@pytest.mark.parametrize("where", ["inside", "beside"])
+def test_words_of_its_own_make_an_adapter_unsupported(server: HubServer, where: str) -> None:
+    inside = {"bundle_emb.sks.clip_l": (2, 768)} if where == "inside" else {}
+    beside = {"dog_emb.safetensors": weights_named({"clip_l": (2, 768)})} if where == "beside" else {}
+    found = _one(server, lora_file({"attn2.to_k": (1, 2048)}, inside), beside)
+    assert found.reason is not None
+    assert (found.status, found.reason.code) == ("unsupported", "NEEDS_EMBEDDINGS")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "base_model", "variant"),
+    [
+        ({}, BASE, ""),
+        ({"modelspec.prediction_type": "epsilon", "ss_base_model_version": "sdxl_base_v1-0"}, "", ""),
+        ({"modelspec.prediction_type": "v"}, "", "v-prediction"),
+        ({"ss_zero_terminal_snr": "True"}, "", "v-prediction"),
+        ({"ss_base_model_version": "sd_v2_v"}, "", "v-prediction"),
+        ({"ss_sd_model_name": "sd_xl_turbo_1.0_fp16.safetensors"}, "", "distilled"),
+        ({}, "ByteDance/SDXL-Lightning", "distilled"),
+    ],
+)
+def test_the_variant_of_the_base_is_told(
+    server: HubServer, metadata: dict[str, str], base_model: str, variant: str
+) -> None:
+    found = _one(server, lora_file({"attn2.to_k": (1, 2048)}, metadata=metadata), base_model=base_model)
+    assert (found.status, found.facts["variant"]) == ("usable", variant)
+
+
+def test_one_file_at_three_places_is_one_adapter(server: HubServer, catalogue: Catalogue) -> None:
+    """The third place has no prompt for it, which says nothing against the other two."""
+    for name in ("one", "two", "three"):
+        front = {"base_model": BASE} | FRONT | ({"instance_prompt": None} if name == "three" else {})
+        server.add(f"me/{name}", {"README.md": card(**front), WEIGHTS: sdxl_weights(1)})
+    found = scan_night(server, catalogue, "night")
+    (only,) = scan.usable(found)
+    (known_one,) = usable_adapters(catalogue, "subject")
+    assert known_one.sha256 == only.sha256
+    assert {alias.repository for alias in known_one.aliases} == {"me/one", "me/two", "me/three"}
+
+
+def test_a_commit_that_a_squash_removed_is_looked_up_again(server: HubServer, catalogue: Catalogue) -> None:
+    fill(server, 1)
+    repository = server.repositories["me/lora-00000"]
+    stale, files = repository.head, repository.commits[repository.head]
+
+    def squash() -> None:
+        repository.add(files | {"notes.txt": b"squashed"})
+        repository.commits.pop(stale)
+
+    server.between_pages = squash
+    (found,) = scan_night(server, catalogue, "night")
+    assert (found.status, found.revision) == ("usable", repository.head)
+    assert found.revision != stale
+    before = known(catalogue, "night")
+    server.between_pages = lambda: None
+    scan_night(server, catalogue, "next")
+    assert known(catalogue, "next") == before
+
+
+def test_a_commit_that_stays_gone_is_said(server: HubServer, catalogue: Catalogue) -> None:
+    fill(server, 1)
+    server.trouble = always("moved")
+    assert _codes(scan_night(server, catalogue, "night")) == {"COMMIT_GONE": 1}
+
+
+def test_a_token_that_is_revoked_in_the_middle_is_said_once(
+    server: HubServer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    fill(server, COUNT)
+    server.between_pages = lambda: monkeypatch.setenv("HF_TOKEN", "hf_REVOKED")
+    found = scan_night(server, catalogue, "night")
+    assert _codes(found)["AUTH"] == 1
+    assert len(_asked(server)) < COUNT
