@@ -41,7 +41,7 @@ from catalog.folder import sha256_of
 from catalog.listing import EXPAND, offered
 from catalog.patience import Patience, passes
 
-FIRST_READ_BYTES = 192 * 1024
+FIRST_READ_BYTES = 180 * 1024
 """Holds the header of most LoRA files; a longer header costs a second request."""
 MAX_HEADER_BYTES = 10_000_000
 _MAX_SMALL_FILE_BYTES = 1_000_000

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .alpha import AlphaRule, Config, alpha_rule, parts_of, read_config, scale_of
 from .header import Header, Refusal, StoredTensor, quoted, read_header, refuse_pickle
-from .keys import Dialect, Layout, Module, Part, Side, parse_all
+from .keys import KEYS_REMEMBERED, Dialect, Layout, Module, Part, Side, parse_all
 
 Base = Literal["sdxl", "sd1", "sd2", "tinyworld", "unknown"]
 
@@ -214,11 +215,18 @@ def _planned(header: Header, size_bytes: int, config: Config | None) -> _Plan:
 
 
 def _refuse_other_kinds(header: Header) -> None:
-    for kind, ending in _OTHER_KINDS.items():
-        found = [key for key in header.tensors if ending.search(key)]
-        if found:
-            fact = f"It is a {kind} adapter: {len(found)} tensors such as {quoted(min(found))}."
+    kinds = Counter(filter(None, map(_other_kind, header.tensors)))
+    for kind in _OTHER_KINDS:
+        if kind in kinds:
+            first = min(key for key in header.tensors if _other_kind(key) == kind)
+            fact = f"It is a {kind} adapter: {kinds[kind]} tensors such as {quoted(first)}."
             raise Refusal("UNSUPPORTED_ADAPTER", fact, _ANOTHER_FILE)
+
+
+@lru_cache(maxsize=KEYS_REMEMBERED)
+def _other_kind(key: str) -> str | None:
+    """The kind of adapter that alone has tensors named like this."""
+    return next((kind for kind, ending in _OTHER_KINDS.items() if ending.search(key)), None)
 
 
 def _accepted_dialect(layout: Layout) -> Dialect:

@@ -61,7 +61,9 @@ def parts_of(metadata: Mapping[str, str], dialect: Dialect, beside: Config | Non
 
 def _configured_alpha(module: Module, configs: Mapping[Part, Config]) -> float | None:
     """PEFT's rule: the first pattern that is the end of the module's name, else what holds for all."""
-    config = configs.get(module.part, {})
+    config = configs.get(module.part)
+    if not config:
+        return None
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, Mapping) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
         raise _bad_config("has an alpha_pattern that is not a map from plain module names")

@@ -8,7 +8,11 @@ separator, never by replacing words. What the grammar does not know is handed ba
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
+
+KEYS_REMEMBERED = 1 << 15
+"""The files of one base model share their names; a file of strange ones only costs what it costs."""
 
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
 Side = Literal["down", "up", "alpha"]
@@ -228,6 +232,7 @@ def _parse_dotted(key: str) -> TensorName | None:
     return TensorName(Module("unet", path), _side(suffix), dialects) if _UNET_DOTTED.fullmatch(path) else None
 
 
+@lru_cache(maxsize=KEYS_REMEMBERED)
 def parse(key: str, layers_per_block: int) -> TensorName | None:
     """What one key of a file names, or None; `layers_per_block` of the UNet matters only to kohya_sgm names."""
     kohya = _KOHYA_KEY.fullmatch(key)

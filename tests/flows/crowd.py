@@ -13,7 +13,7 @@ from catalog.hub import Hub
 from flows.scan import Found, scan_and_record
 from flows.settings import Settings, parse_settings
 from tests.catalog.hub_contents import Files, HubServer
-from tests.catalog.lora_files import card, sdxl_weights
+from tests.catalog.lora_files import card, full_sdxl_weights, sdxl_weights
 
 _WEIGHTS = "pytorch_lora_weights.safetensors"
 _SETTINGS = """
@@ -42,10 +42,29 @@ def _files(number: int, version: int) -> Files:
     return {"README.md": card(**front), **weights}
 
 
+class _Made(dict[str, bytes]):
+    """Files whose weights have the length of real ones, and are made when they are asked for: all would be gigabytes."""
+
+    def __init__(self, files: Files, number: int) -> None:
+        super().__init__(files)
+        self._number = number
+
+    def __getitem__(self, name: str) -> bytes:
+        return full_sdxl_weights(self._number) if name == _WEIGHTS else super().__getitem__(name)
+
+
 def fill(server: HubServer, count: int) -> None:
     """So many repositories of one adapter each."""
     for number in range(count):
         server.add(f"me/lora-{number:05}", _files(number, 0)).gated = number % 20 == 5
+
+
+def lengthen(server: HubServer) -> None:
+    """Give all sound adapters headers as long as real ones."""
+    for number, repository in enumerate(server.repositories.values()):
+        files = repository.commits[repository.head]
+        if _WEIGHTS in files and number % 20 != 1:
+            repository.commits[repository.head] = _Made(files, number * 1000 + len(repository.commits))
 
 
 def change(server: HubServer, every: int) -> None:
