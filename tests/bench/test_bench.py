@@ -145,7 +145,7 @@ def test_what_is_kept_of_a_merge_is_ten_times_smaller(grown: catalogue.Report) -
 
 @pytest.mark.slow
 def test_a_scan_of_ten_thousand_adapters_keeps_its_gates(tmp_path: Path) -> None:
-    # In a process of its own, whose memory is the scan's and the Hub's.
+    # As people run it.
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tests.bench.scan", "--json", str(figures)]
     subprocess.run(command, check=True, capture_output=True)

@@ -73,6 +73,18 @@ BOMB = b"---\na: &a [x, x, x, x, x, x, x, x]\n" + b"".join(
         b"%YAML 9.9",
         b"a: 'unclosed",
         b"\ttab: 1",
+        b"a: *nowhere",
+        b"{a: b",
+        b"key: 'it''s",
+        b'text: "\\q"',
+        b"a: |2\n x",
+        b"%TAG ! tag:x,2000:\n!",
+        b"!!binary 'x'",
+        b"a:\n  b: 1\n c: 2",
+        b"@at: 1",
+        b"`tick`: 1",
+        b"a: }",
+        b"<<: 7",
     ],
 )
 def test_a_broken_card_is_a_note(front: bytes) -> None:

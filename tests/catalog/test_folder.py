@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from catalog.candidate import Candidate, Unfit, choose_weights
 from catalog.errors import CatalogueError, Refused
@@ -120,3 +122,15 @@ def test_a_copy_is_named_by_its_content(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="SOURCE_CHANGED"):
         copy_file(found, adapters)
     assert list(adapters.iterdir()) == []
+
+
+@given(names=st.lists(st.text(max_size=300).map(lambda name: f"{name}.safetensors"), max_size=4))
+def test_whatever_a_file_is_called_what_is_chosen_stays_inside_and_prints_as_it_is(names: list[str]) -> None:
+    for wanted in (None, *names):
+        chosen = choose_weights(names, wanted)
+        if isinstance(chosen, str):
+            assert (Path("/store/root") / chosen).resolve().is_relative_to("/store/root")
+            assert chosen.isprintable()
+            assert all(len(step.encode()) <= 255 for step in chosen.split("/"))
+        else:
+            assert chosen.fact.isascii(), "names in a message are escaped"

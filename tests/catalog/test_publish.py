@@ -197,6 +197,17 @@ def test_the_gates_come_before_everything(
     assert server.requests == []
 
 
+@pytest.mark.parametrize(("metric", "code"), [("dino", "SUBJECT_LOST"), ("clip-i", "STYLE_LOST")])
+def test_a_merge_that_lost_one_of_its_adapters_is_not_published(
+    server: HubServer, release: Release, ready: Engine, metric: str, code: str
+) -> None:
+    lost = replace(release.scores[0], scorer_id=f"{metric}:tiny", position=0.05)
+    vanished = replace(release, scores=(*release.scores, lost), score_01=0.7)
+    with pytest.raises(Refused, match=f"{code}: .* is at 0.05"):
+        publish(vanished, POLICY, Hub(server.endpoint), ready, dry_run=False)
+    assert server.requests == []
+
+
 def test_what_was_taken_back_is_not_sent_again(server: HubServer, release: Release, ready: Engine) -> None:
     taken = facts.Publication(release.merge_id, f"me/{release.name}", "withdrawn", None, NOON)
     record.record_publication(ready, taken)

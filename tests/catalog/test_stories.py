@@ -142,6 +142,13 @@ def test_the_story_of_a_merge_is_told_in_order(named: Engine) -> None:
     ]
 
 
+@pytest.mark.parametrize(("metric", "code"), [("dino", "SUBJECT_LOST"), ("clip-i", "STYLE_LOST")])
+def test_a_merge_in_which_one_side_vanished_is_flagged(named: Engine, metric: str, code: str) -> None:
+    assert "flag" not in story_of(named, merge().merge_id).facts
+    record.record_scores(named, [replace(score(merge(), f"{metric}:new", 0.05, 0), scored_at=minutes(9))])
+    assert story_of(named, merge().merge_id).facts["flag"] == code
+
+
 def test_the_story_of_an_adapter_knows_its_merges_and_refusals(named: Engine) -> None:
     reason = facts.Reason("NON_FINITE", "12 values are NaN.", "ask the author.")
     record.record_refusals(named, [facts.Refusal(NIGHT, "me/dog-lora", "old", "a.safetensors", reason, minutes(1))])

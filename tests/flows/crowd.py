@@ -43,7 +43,7 @@ def _files(number: int, version: int) -> Files:
 
 
 class _Made(dict[str, bytes]):
-    """Files whose weights have the length of real ones, and are made when they are asked for: all would be gigabytes."""
+    """Files with weights as long as real ones, made when they are asked for: all together would be gigabytes."""
 
     def __init__(self, files: Files, number: int) -> None:
         super().__init__(files)

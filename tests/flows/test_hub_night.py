@@ -10,7 +10,11 @@ from huggingface_hub import constants
 from catalog.queries import finished_merge_ids
 from catalog.schema import open_catalogue
 from flows.nightly import Report, nightly
-from tests.catalog.hub_contents import TOKEN, HubServer
+from flows.plan import Base
+from flows.settings import Settings
+from flows.tasks import fetch_pair
+from flows.worker import Worker
+from tests.catalog.hub_contents import TOKEN, HubServer, always, nothing_wrong
 from tests.catalog.hub_server import serving
 
 from .conftest import Settle, Ziplora
@@ -88,8 +92,9 @@ def test_a_merge_is_published_in_one_commit_and_once(
 
 
 def test_a_night_publishes_what_scores_enough_and_what_is_refused_stops_nothing(
-    place: Settle, server: HubServer, ziplora: Ziplora
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
     there = place(methods=[{"method": "direct"}], publish={"least_score": 0.0})
     assert nightly(str(there.config)).published == 0
     at = ("--catalogue", there.catalogue)
@@ -130,6 +135,56 @@ def test_a_night_goes_on_with_what_it_saw_of_a_busy_hub(
     server.failing = {}
     later = ziplora("run", there.config, "--json")
     assert (later.code, later.document["merged"]) == (0, 1)
+
+
+def test_a_night_without_the_hub_merges_what_is_at_hand_and_the_next_catches_up(
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01,))
+    there = _from_the_hub(place)
+    assert nightly(str(there.config)).merged == 1
+    policy = {"enabled": True, "namespace": "me", "least_score": 0.0}
+    fish = {"repository": "me/fish-lora", "role": "subject"}
+    methods = [{"method": "ties"}]
+    there.set(sources=[*there.settings["sources"], fish], methods=methods, publish=policy)
+    server.trouble = always("503")
+    away = ziplora("run", there.config, "--json")
+    assert (away.code, away.document["merged"], away.document["failed"]) == (1, 1, {})
+    assert (away.document["published"], away.document["withheld"]) == (0, "HUB_BUSY")
+    assert away.document["refused"].keys() == {"HUB_BUSY"}
+    server.trouble = nothing_wrong
+    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
+    later = ziplora("run", there.config, "--json")
+    assert (later.code, later.document["merged"], later.document["withheld"]) == (0, 1, None)
+    assert later.document["published"] > 0
+
+
+def test_a_hub_that_goes_away_before_a_file_is_fetched_leaves_its_merges_for_the_next_night(
+    place: Settle, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_pair, "retries", 0)
+    there = _from_the_hub(place)
+
+    def away(settings: Settings, base: Base) -> Worker:
+        server.trouble = always("503")
+        monkeypatch.setattr("catalog.patience.PAUSES_SECONDS", (0.01,))
+        return Worker(settings, base)
+
+    monkeypatch.setattr("flows.batch.worker_for", away)
+    report = nightly(str(there.config))
+    assert (report.merged, report.failed, report.postponed) == (0, {}, 1)
+    server.trouble = nothing_wrong
+    monkeypatch.setattr("flows.batch.worker_for", Worker)
+    assert nightly(str(there.config)).merged == 1
+
+
+def test_a_token_that_is_refused_is_found_before_the_night(
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = _from_the_hub(place)
+    monkeypatch.setenv("HF_TOKEN", "hf_EXPIRED")
+    said = ziplora("check", there.config)
+    assert (said.code, said.out.split()[0]) == (3, "AUTH")
 
 
 def test_publishing_without_a_token_is_found_before_the_night(

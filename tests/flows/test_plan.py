@@ -1,6 +1,7 @@
 """What a night would do, told from made-up adapters: nothing is read, and nothing is written."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ def test_licences_that_exclude_each_other_are_skipped_with_a_reason() -> None:
     (skipped,) = planned.skipped
     assert skipped.job.name == "cat × neon · direct"
     assert skipped.reason.code.startswith("LICENCE_")
+
+
+def test_variants_of_the_base_are_merged_with_each_other_only_on_request() -> None:
+    cat, dog, neon, wave = ADAPTERS
+    adapters = (cat, replace(dog, variant="v-prediction"), neon, replace(wave, variant="v-prediction"))
+    planned = _planned(_settings(), adapters)
+    assert _pairs(planned) == ["cat × neon", "dog × wave"]
+    assert {one.reason.code for one in planned.skipped} == {"VARIANT_MISMATCH"}
+    assert "the subject on plain and the style on v-prediction" in planned.skipped[0].reason.fact
+    assert _pairs(_planned(_settings(), adapters, requested=[("cat", "wave")]))[0] == "cat × wave"
 
 
 def test_an_unknown_licence_is_merged_only_when_the_settings_say_so() -> None:
