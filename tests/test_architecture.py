@@ -106,6 +106,12 @@ def test_no_code_of_ours_opens_a_pickle(package: str) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("package", _PACKAGES)
+def test_nothing_downloads_a_repository_as_a_whole(package: str) -> None:
+    found = [str(path.relative_to(_ROOT)) for path in _sources(package) if "snapshot_download" in path.read_text()]
+    assert not found, f"{found}: it may bring half of a repository and say nothing; take file by file, by commit."
+
+
 def test_every_package_is_installed() -> None:
     listed = tomllib.loads((_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     present = {

@@ -159,6 +159,27 @@ def test_a_night_without_the_hub_merges_what_is_at_hand_and_the_next_catches_up(
     assert later.document["published"] > 0
 
 
+def test_a_listing_that_shrinks_stops_the_publishing(
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"search": {"author": "me", "base_model": "tiny/base"}, "role": "subject"}]
+    sources += [{"folder": "adapters", "role": "style", "names": ["neon-lora"]}]
+    there = place(sources=sources, methods=DIRECT, publish={"enabled": True, "namespace": "me", "least_score": 0.0})
+    published: list[object] = []
+
+    def publish(settings: object, catalogue: object) -> tuple[list[object], list[object]]:
+        published.append(catalogue)
+        return [], []
+
+    monkeypatch.setattr("flows.nightly.publish_night", publish)
+    whole = ziplora("run", there.config, "--json")
+    assert (whole.code, whole.document["offered"], whole.document["withheld"]) == (0, 5, None)
+    server.repositories.clear()
+    said = ziplora("run", there.config, "--json")
+    assert (said.code, said.document["offered"], said.document["withheld"]) == (1, 1, "LISTING_SHRANK")
+    assert len(published) == 1
+
+
 def test_a_hub_that_goes_away_before_a_file_is_fetched_leaves_its_merges_for_the_next_night(
     place: Settle, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

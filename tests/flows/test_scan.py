@@ -1,10 +1,13 @@
 """Scans of a Hub with hundreds of adapters: each file is asked for once, politely, and trouble leaves no trace."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -165,6 +168,24 @@ def test_nobody_asks_before_the_moment_that_the_hub_names(server: HubServer, cat
     (seconds,) = told
     assert 2 <= seconds <= 5
     assert all(late < 1 for late in server.limit.too_many), "only what was on its way"
+
+
+@pytest.mark.slow
+def test_eight_processes_with_one_token_keep_to_its_budget(server: HubServer) -> None:
+    """Each is told of the pause once, since the Hub tells it only to who asks; nobody asks again before the reset."""
+    fill(server, 8)
+    server.limit = RateLimit(requests=4, seconds=10)
+    code = "import sys; from catalog.hub import Hub; print(Hub(sys.argv[1]).repository(sys.argv[2]).repository)"
+    names = list(server.repositories)
+    with ThreadPoolExecutor(8) as processes:
+
+        def ask(name: str) -> str:
+            command = [sys.executable, "-c", code, server.endpoint, name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+        assert list(processes.map(ask, names)) == names
+    assert max(server.asked.values()) <= 2
+    assert len(server.limit.too_many) <= 4
 
 
 @pytest.mark.usefixtures("_in_a_hurry")
