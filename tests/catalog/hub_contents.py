@@ -122,6 +122,8 @@ class HubServer:
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     """Method and path of every request."""
+    lines: set[object] = field(default_factory=set)
+    """Connections that requests came by."""
     asked: Counter[str] = field(default_factory=Counter)
     """How often each of them was made."""
     trouble: Callable[[str, int], Trouble | None] = nothing_wrong
@@ -142,6 +144,7 @@ class HubServer:
     swallow_commit_answers: int = 0
     """So many commits are made and answered with 500."""
     endpoint: str = ""
+    _infos: dict[tuple[str, str, bool, bool], dict[str, Any]] = field(default_factory=dict)
 
     def add_folder(self, name: str, folder: Path) -> Repository:
         """A repository with one commit of a folder's files."""
@@ -155,9 +158,15 @@ class HubServer:
         return self.repositories[name]
 
     def info(self, name: str, commit: str | None = None) -> dict[str, Any]:
-        """What listings tell of a repository."""
+        """What listings tell of a repository; made once, as each page of a listing looks at all of them."""
         repository = self.repositories[name]
-        files = repository.commits[commit or repository.head]
+        key = (name, commit or repository.head, repository.private, repository.gated)
+        if key not in self._infos:
+            self._infos[key] = self._info(name, repository, key[1])
+        return self._infos[key]
+
+    def _info(self, name: str, repository: Repository, commit: str) -> dict[str, Any]:
+        files = repository.commits[commit]
         card = front_matter(files.get("README.md", b""))
         tags = card.get("tags") if isinstance(card, dict) and isinstance(card.get("tags"), list) else []
         tags = [tag for tag in tags or [] if isinstance(tag, str)]
@@ -165,7 +174,7 @@ class HubServer:
         return {
             "id": name,
             "modelId": name,
-            "sha": commit or repository.head,
+            "sha": commit,
             "private": repository.private,
             "gated": "manual" if repository.gated else False,
             "lastModified": "2026-11-20T10:00:00.000Z",

@@ -61,6 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = f"{self.command} {path}"
         self.hub.requests.append(asked)
         self.hub.asked[asked] += 1
+        self.hub.lines.add(self.client_address)
         self.trouble = self.hub.trouble(asked, self.hub.asked[asked])
         is_free, self.limit_headers = self.hub.limit.take() if self.hub.limit else (True, {})
         if self.trouble == "429" or not is_free:

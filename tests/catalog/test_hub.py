@@ -115,6 +115,16 @@ def test_a_header_costs_one_small_request(server: HubServer, hub: Hub) -> None:
     ]
 
 
+def test_the_line_stays_open_from_file_to_file(server: HubServer, hub: Hub) -> None:
+    for number in range(8):
+        _dog(server, weights(filler=500_000), f"me/dog-{number}")
+    dogs = [_candidate(one) for one in hub.search()]
+    server.lines.clear()
+    for dog in dogs:
+        hub.start_of(dog)
+    assert len(server.lines) == 1
+
+
 def test_a_long_header_costs_a_second_request(server: HubServer, hub: Hub) -> None:
     content = weights(filler=500_000, metadata="x" * 198_000)
     _dog(server, content)
