@@ -1,14 +1,11 @@
 """What the sources offer: each adapter judged by its header, its card and its licence, and written into the catalogue.
 
-A file on this disk is also read; one on the Hub is read when a pair needs it. What its header says is asked of the
-Hub once for each commit, since a commit never changes; what the listing says is judged anew each night.
+A file on this disk is also read; one on the Hub is read when a pair needs it. What the listing says is judged anew each
+night. Where the Hub does not answer, what earlier nights saw there stands in for it.
 """
 
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,31 +14,26 @@ from typing import Any, Literal, TypeVar
 
 from catalog import facts, record
 from catalog.candidate import Candidate, Unfit
-from catalog.errors import CatalogueError, Refused
+from catalog.errors import CatalogueError
 from catalog.facts import AdapterStatus, Header, Reason
 from catalog.folder import LOCAL, scan_folder
-from catalog.hub import UNANSWERED, Hub, Start
+from catalog.hub import UNANSWERED, Hub
 from catalog.licence import gate
 from catalog.names import one_line
-from catalog.queries import known_headers, night_began, usable_adapters
+from catalog.queries import night_began, usable_adapters
 from catalog.schema import Catalogue
+from flows.headers import headers_of, look, place_of
 from flows.plan import input_of
 from flows.progress import tell
 from flows.settings import FolderSource, RepositorySource, SearchSource, Settings, Source
 from flows.shared_store import mirror_of
 from flows.trouble import reason_of
-from ziplora.adapter import CONFIG_NAME, AdapterHeader, describe, family_of, needs_config, read, variant_of
-from ziplora.alpha import parse_config
-from ziplora.header import Refusal, read_header
+from ziplora.adapter import family_of, variant_of
 
-READER = 2
-"""Of headers; a higher one reads those again that are in a catalogue."""
 _PIECE = 200
 """So many adapters are looked at together, and written down together."""
 _READERS = 12
 """Threads that ask the Hub."""
-_READINGS = 4
-"""Of a file that seems bad each time in another way."""
 _T = TypeVar("_T")
 
 _UNSUPPORTED = {
@@ -92,7 +84,9 @@ def offers(source: Source, base_model: str, hub: Hub) -> Iterator[Candidate | Un
         try:
             yield hub.repository(source.repository, source.revision, source.file)
         except CatalogueError as error:
-            yield Unfit(source.repository, source.revision, source.file or "", reason_of(error))
+            reason = reason_of(error)
+            file_name = "" if reason.code in UNANSWERED else source.file or ""
+            yield Unfit(source.repository, source.revision, file_name, reason)
     else:
         try:
             yield from _searched(source, base_model, hub)
@@ -178,71 +172,6 @@ def _gated(offer: Candidate) -> Reason | None:
     return Reason("GATED", "Its owner gives it only to those who ask.", f"ask for access at {link}, then scan again.")
 
 
-def _look(offer: Candidate, hub: Hub) -> Header | Reason:
-    """What a file says about itself, or why nobody could ask it; only the former is so for ever."""
-    try:
-        if offer.folder is not None:
-            return _said(offer, read(offer.folder / offer.file_name).facts)
-        return _look_at_hub(offer, hub)
-    except CatalogueError as error:
-        if error.code == "AUTH":  # what is wrong with all of them is said once
-            raise
-        return reason_of(error)
-    except Exception as error:  # noqa: BLE001 - one bad adapter never stops a scan
-        return reason_of(error)
-
-
-def _look_at_hub(offer: Candidate, hub: Hub) -> Header | Reason:
-    """A file is refused for ever when two readings agree: bytes may be spoiled on their way here."""
-    seen: list[tuple[bytes, Reason]] = []
-    for _ in range(_READINGS):
-        start = _start(offer, hub)
-        found = _described(start, hub)
-        if not isinstance(found, Reason) or (start.content, found) in seen:
-            return _said(start.candidate, found)
-        seen.append((start.content, found))
-    return seen[-1][1]
-
-
-def _start(offer: Candidate, hub: Hub) -> Start:
-    """The beginning of its file, of the newest commit if the listing names one that is gone."""
-    try:
-        return hub.start_of(offer)
-    except Refused as refused:
-        if refused.code != "COMMIT_GONE":
-            raise
-        newest = hub.repository(offer.repository, file_name=offer.file_name)
-        if isinstance(newest, Unfit) or newest.revision == offer.revision:
-            raise
-        return hub.start_of(newest)
-
-
-def _described(start: Start, hub: Hub) -> AdapterHeader | Reason:
-    size_bytes = start.candidate.size_bytes or len(start.content)
-    try:
-        header = read_header(io.BytesIO(start.content), size_bytes)
-        config = hub.small_file(start.candidate, CONFIG_NAME) if needs_config(header) else None
-        return describe(header, size_bytes, parse_config(config) if config else None)
-    except Refusal as refusal:
-        return reason_of(refusal)
-
-
-def _said(offer: Candidate, found: AdapterHeader | Reason) -> Header | Reason:
-    if offer.sha256 is None:
-        fact = "The Hub keeps no sha256 of its file, by which it could be known."
-        unknown = Reason("HASH_UNKNOWN", fact, "ask the author to store it with Git LFS or Xet.")
-        return found if isinstance(found, Reason) else unknown
-    known, reason = (None, found) if isinstance(found, Reason) else (_plain(found), None)
-    now = datetime.now(UTC)
-    return Header(offer.repository, offer.revision, offer.file_name, offer.sha256, known, reason, READER, now)
-
-
-def _plain(found: AdapterHeader) -> dict[str, Any]:
-    """The same as a catalogue gives it back: a scan finds the same whether it reads a file or remembers it."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(found)))
-    return plain
-
-
 def _words(offer: Candidate, source: Source) -> dict[str, Any]:
     """How the adapter is called up, and where its file and pictures are."""
     prompts = (source.trigger_prompt, *offer.card.instance_prompts)
@@ -302,16 +231,17 @@ def is_unanswered(one: Found) -> bool:
 def _judged(
     source: Source, settings: Settings, hub: Hub, catalogue: Catalogue | None, pool: ThreadPoolExecutor
 ) -> Iterator[Found]:
+    """Everything in a source, judged; what is wrong with all its files is said once and ends it."""
     for piece in _pieces(offers(source, settings.base_model.id, hub), _PIECE):
         try:
-            said = _headers(piece, hub, catalogue, pool)
+            said = headers_of(piece, hub, catalogue, pool)
         except CatalogueError as error:
             yield judge(Unfit("files of the Hub", "", "", reason_of(error)), source, settings, None)
             return
         for offer in piece:
-            looked = said.get(_place(offer))
+            looked = said.get(place_of(offer))
             if isinstance(offer, Candidate) and offer.folder is not None:
-                looked = _look(offer, hub)
+                looked = look(offer, hub)
             yield judge(offer, source, settings, looked)
 
 
@@ -320,41 +250,6 @@ def _pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     iterator = iter(items)
     while piece := list(islice(iterator, size)):
         yield piece
-
-
-def _place(offer: Candidate | Unfit) -> str:
-    return facts.key(offer.repository, offer.revision, offer.file_name)
-
-
-def _headers(
-    piece: Sequence[Candidate | Unfit], hub: Hub, catalogue: Catalogue | None, pool: ThreadPoolExecutor
-) -> Mapping[str, Header | Reason]:
-    """What the files of the Hub say, by their places; those that are not in the catalogue are read."""
-    there = {_place(one): one for one in piece if isinstance(one, Candidate) and one.folder is None}
-    said: dict[str, Header | Reason] = {}
-    if catalogue is not None:
-        said |= known_headers(catalogue, there, READER)
-    unread = {place: offer for place, offer in there.items() if place not in said and not offer.gated}
-    new: list[Header] = []
-
-    def look(context: Context, offer: Candidate) -> Header | Reason:
-        one = context.run(_look, offer, hub)
-        if isinstance(one, Header):
-            new.append(one)
-        return one
-
-    try:
-        contexts = [copy_context() for _ in unread]  # each tells the same watcher
-        said.update(zip(unread, pool.map(look, contexts, unread.values()), strict=True))
-    except CatalogueError:
-        raise
-    except BaseException:
-        hub.stop()
-        raise
-    finally:  # whoever stops a scan does not lose what was read
-        if catalogue is not None and new:
-            record.record_headers(catalogue, new)
-    return said
 
 
 def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str, usable_before: set[str]) -> None:

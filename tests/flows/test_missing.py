@@ -161,6 +161,15 @@ def test_other_sources_may_offer_less(nights: Nights) -> None:
     assert nights.next(SEARCH | {"search": {"text": "lora-00007"}})[1] is None
 
 
+def test_a_repository_that_does_not_answer_is_a_doubt_even_when_its_file_is_named(
+    server: HubServer, nights: Nights
+) -> None:
+    server.failing = {LOST: 503}
+    _, doubtful = nights.next({"role": "subject", "repository": LOST, "file": "pytorch_lora_weights.safetensors"})
+    assert doubtful is not None
+    assert doubtful.code == "HUB_BUSY"
+
+
 def test_a_hub_that_is_away_is_a_doubt_and_no_absence(server: HubServer, nights: Nights) -> None:
     nights.next()
     server.trouble = always("503")

@@ -16,7 +16,7 @@ from catalog.hub import Hub
 from catalog.patience import Patience
 from catalog.queries import usable_adapters
 from catalog.schema import Catalogue, open_catalogue
-from flows import scan
+from flows import headers, scan
 from flows.progress import watched
 from flows.scan import Found
 from tests.catalog.hub_contents import (
@@ -116,7 +116,7 @@ def test_a_later_reader_reads_again(server: HubServer, catalogue: Catalogue, mon
     fill(server, 20)
     scan_night(server, catalogue, "first")
     _asked(server)
-    monkeypatch.setattr(scan, "READER", scan.READER + 1)
+    monkeypatch.setattr(headers, "READER", headers.READER + 1)
     scan_night(server, catalogue, "second")
     assert len(set(_asked(server))) == 18
 
@@ -246,7 +246,7 @@ def test_one_adapter_that_nobody_foresaw_stops_nothing(
             raise ZeroDivisionError
         return describe(header, size_bytes, config)
 
-    monkeypatch.setattr(scan, "describe", surprised)
+    monkeypatch.setattr(headers, "describe", surprised)
     assert _codes(scan_night(server, catalogue, "first"))["UNEXPECTED"] == 1
     monkeypatch.undo()
     assert "UNEXPECTED" not in _codes(scan_night(server, catalogue, "second"))
