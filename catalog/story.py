@@ -215,6 +215,8 @@ def merge_story(engine: Engine, merge_id: str) -> Story:
     with reading(engine).connect() as connection:
         row = connection.execute(select(Merge).where(Merge.merge_id == merge_id)).one()
         events = _failures(connection, merge_id) + _publications(connection, merge_id)
+        parents = select(Adapter.sha256).where(Adapter.sha256.in_((row.subject, row.style)), Adapter.status == "gone")
+        gone = sorted(names[sha256] for sha256 in connection.scalars(parents))
     scores = scores_by_merge(engine, merge_id).get(merge_id, ())
     if row.finished_at is not None:
         took = f"Merged in {row.seconds or 0:.1f} s; the coefficients moved by {row.movement or 0:.3g}."
@@ -224,6 +226,8 @@ def merge_story(engine: Engine, merge_id: str) -> Story:
     ]
     facts = {"subject": row.subject, "style": row.style, "method": row.method, "recipe": row.recipe}
     facts |= {"score_01": score_01(scores), "night": row.night_id, "attempts": row.attempts}
+    if gone:
+        facts |= {"sources_gone": gone}
     if flag := lost(scores):
         facts |= {"flag": flag.code}
     if row.code is not None:

@@ -149,6 +149,13 @@ def test_a_merge_in_which_one_side_vanished_is_flagged(named: Engine, metric: st
     assert story_of(named, merge().merge_id).facts["flag"] == code
 
 
+def test_a_merge_outlives_its_sources_and_says_that_they_are_gone(named: Engine) -> None:
+    assert "sources_gone" not in story_of(named, merge().merge_id).facts
+    record.record_gone(named, DOG)
+    story = story_of(named, merge().merge_id)
+    assert (story.status, story.facts["sources_gone"]) == ("done", ["dog"])
+
+
 def test_the_story_of_an_adapter_knows_its_merges_and_refusals(named: Engine) -> None:
     reason = facts.Reason("NON_FINITE", "12 values are NaN.", "ask the author.")
     record.record_refusals(named, [facts.Refusal(NIGHT, "me/dog-lora", "old", "a.safetensors", reason, minutes(1))])
