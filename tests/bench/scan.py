@@ -35,6 +35,8 @@ class Cost:
     adapters: int
     usable: int
     seconds: float
+    processor_seconds: float
+    """Of the scanning process: what is left of it on a busy machine."""
     listing_requests: int
     file_requests: int
     most_bytes_read: int
@@ -55,6 +57,7 @@ class _Scanned:
     adapters: int
     usable: int
     seconds: float
+    processor_seconds: float
     peak_megabytes: float
 
 
@@ -66,7 +69,7 @@ def _scan(endpoint: str, catalogue: str, night: str, stop_at: int | None) -> _Sc
             raise _Stopped
 
     opened = open_catalogue(catalogue, migrate=True)
-    started = time.monotonic()
+    started, used = time.monotonic(), time.process_time()
     try:
         with watched(watcher):
             found = scan_night(HubServer(endpoint=endpoint), opened, night)
@@ -75,7 +78,8 @@ def _scan(endpoint: str, catalogue: str, night: str, stop_at: int | None) -> _Sc
     finally:
         opened.dispose()
     seconds = time.monotonic() - started
-    return _Scanned(len(found), sum(one.reason is None for one in found), seconds, _peak_megabytes())
+    usable, used = sum(one.reason is None for one in found), time.process_time() - used
+    return _Scanned(len(found), usable, seconds, used, _peak_megabytes())
 
 
 def _peak_megabytes() -> float:
@@ -99,6 +103,7 @@ def _measured(server: HubServer, catalogue: str, night: str, stop_at: int | None
         seen.adapters,
         seen.usable,
         seen.seconds,
+        seen.processor_seconds,
         len(server.requests) - files,
         files,
         max(server.sent_bytes_of.values(), default=0),
@@ -125,13 +130,23 @@ def measure(adapters: int, folder: Path) -> list[Cost]:
 
 def _table(costs: Sequence[Cost]) -> Table:
     shown = Table("night", title=f"A scan of {costs[0].adapters:,} adapters", title_justify="left")
-    for column in ("usable", "s", "requests: listing", "files", "most bytes of a file", "bytes per adapter", "peak MB"):
+    for column in (
+        "usable",
+        "s",
+        "of processor",
+        "requests: listing",
+        "files",
+        "most bytes of a file",
+        "bytes per adapter",
+        "peak MB",
+    ):
         shown.add_column(column, justify="right")
     for one in costs:
         shown.add_row(
             one.night,
             f"{one.usable:,}",
             f"{one.seconds:.1f}",
+            f"{one.processor_seconds:.1f}",
             f"{one.listing_requests:,}",
             f"{one.file_requests:,}",
             f"{one.most_bytes_read:,}",
