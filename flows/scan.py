@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from catalog import facts, record
-from catalog.candidate import Candidate, Unfit
+from catalog.candidate import Candidate, CardFacts, Unfit
+from catalog.consent import Consent, consent_gate
 from catalog.errors import CatalogueError
 from catalog.facts import AdapterStatus, Header, Reason
 from catalog.folder import LOCAL, scan_folder
@@ -118,7 +119,10 @@ def _remembered(source: Source, settings: Settings, catalogue: Catalogue) -> Ite
         fetched = input_of(settings, source.role, one.sha256, one.licence, one.facts, place)
         here = fetched.file.is_file() or (mirror is not None and mirror.is_there(fetched.file))
         if here and since and seen.seen_at >= since:
-            yield Found(*place, source.role, one.sha256, "usable", one.licence, None, one.facts, remembered=True)
+            offer = Candidate(*place, None, one.sha256, CardFacts(), ())
+            denied = consent_gate(offer, [one.facts["prompt"]], Consent(**vars(settings.policy)))
+            status = status_of(denied.code) if denied else "usable"
+            yield Found(*place, source.role, one.sha256, status, one.licence, denied, one.facts, remembered=True)
 
 
 def _may_be_of(source: Source, aliases: Sequence[facts.Alias]) -> bool:
@@ -143,7 +147,9 @@ def judge(offer: Candidate | Unfit, source: Source, settings: Settings, said: He
             offer.repository, offer.revision, offer.file_name, source.role, None, status, None, offer.reason, {}
         )
     known: dict[str, Any] = {}
-    reason = None if settings.merge_unknown_licences else gate(offer.card.licence)
+    reason = consent_gate(offer, _prompts(offer, source), Consent(**vars(settings.policy)))
+    if not settings.merge_unknown_licences:
+        reason = reason or gate(offer.card.licence)
     reason = reason or _gated(offer)
     if isinstance(said, Header) and said.facts is not None:
         known = {**said.facts, "rank": max(said.facts["ranks"]), **_words(offer, source)}
@@ -172,11 +178,15 @@ def _gated(offer: Candidate) -> Reason | None:
     return Reason("GATED", "Its owner gives it only to those who ask.", f"ask for access at {link}, then scan again.")
 
 
+def _prompts(offer: Candidate, source: Source) -> list[str]:
+    """What calls the adapter up, the settings' own first."""
+    return [prompt for prompt in (source.trigger_prompt, *offer.card.instance_prompts) if prompt]
+
+
 def _words(offer: Candidate, source: Source) -> dict[str, Any]:
     """How the adapter is called up, and where its file and pictures are."""
-    prompts = (source.trigger_prompt, *offer.card.instance_prompts)
     return {
-        "prompt": next((prompt for prompt in prompts if prompt), None),
+        "prompt": next(iter(_prompts(offer, source)), None),
         "slot": source.slot,
         "file": str(offer.folder / offer.file_name) if offer.folder else None,
         "samples": [str(path) for path in offer.sample_paths if path.is_file()],

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from catalog.consent import DENIED_WORDS
+
 Role = Literal["subject", "style"]
 Method = Literal["direct", "ziplora", "ziplora-joint", "ziplora-lsq", "np-lora", "ties", "dare"]
 _MAX_CONFIG_BYTES = 1_000_000
@@ -188,6 +190,20 @@ class Limits(_Strict):
     batch: int = Field(default=50, ge=1, le=1000, description="pairs merged by one warm worker")
 
 
+class PolicySettings(_Strict):
+    """Which adapters are merged at all, whatever their licences allow."""
+
+    trusted: tuple[str, ...] = Field(
+        default=(),
+        description="patterns of repositories that are yours or whose people agreed: neither tags nor "
+        "words hold them back",
+    )
+    denied: tuple[str, ...] = Field(default=(), description="patterns of repositories that are never merged")
+    denied_words: tuple[str, ...] = Field(
+        default=DENIED_WORDS, description="in names, tags and trigger prompts, however they are spelt"
+    )
+
+
 class PublishSettings(_Strict):
     """What leaves this machine, and only when `enabled`."""
 
@@ -216,6 +232,7 @@ class Settings(_Strict):
     previews: PreviewSettings = PreviewSettings()
     scorers: ScorerSettings
     limits: Limits = Limits()
+    policy: PolicySettings = PolicySettings()
     publish: PublishSettings = PublishSettings()
     merge_unknown_licences: bool = Field(default=False, description="locally; they are never published")
     merge_outliers: bool = Field(default=False, description="adapters that change weights absurdly much")
