@@ -15,6 +15,8 @@ PublicationStatus = Literal["staged", "committed", "verified", "withdrawn"]
 PUBLICATION_ORDER: tuple[PublicationStatus, ...] = get_args(PublicationStatus)
 """A publication goes from left to right, never back."""
 
+TombstoneKind = Literal["repository", "adapter"]
+
 FAILURES_TO_BLOCK = 3
 
 SUBJECT_METRIC, STYLE_METRIC, TEXT_METRIC = "dino", "clip-i", "clip-t"
@@ -65,6 +67,9 @@ class Reason:
     code: str
     fact: str
     next_step: str
+
+
+TAKEN_DOWN = Reason("TAKEN_DOWN", "It was taken down.", "nothing: ziplora why tells when, and what for.")
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,21 @@ class Score:
         if self.unranked_because or self.value is None or self.floor is None or self.ceiling is None:
             return None
         return (self.value - self.floor) / (self.ceiling - self.floor)
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """A repository, or a file by its sha256, that is never taken up again."""
+
+    kind: TombstoneKind
+    name: str
+    why: str
+    """In the words of whoever took it down."""
+    buried_at: datetime
+
+    @property
+    def tombstone_id(self) -> str:
+        return key(self.kind, self.name.casefold())
 
 
 @dataclass(frozen=True)

@@ -267,12 +267,17 @@ class Hub:
                 return None
             raise
 
-    def published_files(self, name: str, commit: str) -> Mapping[str, str | None]:
-        """The files of a repository with their sha256, where the Hub keeps it."""
+    def is_private(self, name: str) -> bool:
+        """Whether a repository is hidden from strangers."""
+        with _in_plain_words(name):
+            return bool(self._api.model_info(name, timeout=_TIMEOUT_SECONDS).private)
+
+    def published_files(self, name: str, commit: str) -> Mapping[str, str]:
+        """The files of a repository with what tells their contents apart: sha256 of large ones, git's id of others."""
         with _in_plain_words(name, commit):
             entries = self._api.list_repo_tree(name, recursive=True, revision=commit)
             files = [entry for entry in entries if isinstance(entry, RepoFile)]
-            return {file.path: file.lfs.sha256 if file.lfs else None for file in files}
+            return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
     def check_card(self, card: str) -> None:
         """Refused when the Hub would not take this README.md."""
@@ -289,6 +294,11 @@ class Hub:
         """A repository of this name; nothing happens if there is one."""
         with _in_plain_words(name):
             self._api.create_repo(name, private=private, exist_ok=True)
+
+    def delete_repository(self, name: str) -> None:
+        """Remove a repository with all that it ever held; nothing happens if there is none."""
+        with _in_plain_words(name):
+            self._api.delete_repo(name, missing_ok=True)
 
     def commit(self, name: str, files: Mapping[str, Path | bytes], message: str, parent: str | None) -> str:
         """All these files in one commit on top of `parent`: its id."""

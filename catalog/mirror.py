@@ -125,6 +125,12 @@ class Mirror:
             _write(folder, here.after(self._pictures(folder)))
             self.replace(folder / _PICTURES)
 
+    def remove(self, *places: Path) -> None:
+        """Remove files or whole folders there; nothing happens if they are not."""
+        for place in places:
+            with self._plainly(), suppress(FileNotFoundError):
+                self._files.rm(self._name(place), recursive=True)
+
     def replace(self, file: Path) -> None:
         """Put a file there, whole or not at all, in the place of the one that is there."""
         name = self._name(file)

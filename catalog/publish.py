@@ -20,6 +20,7 @@ from catalog.release import CARD, PROVENANCE, Parent, Release
 from catalog.story import lost
 
 _MADE_BY_THE_HUB = {".gitattributes"}
+_SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def publish(release: Release, policy: Policy, hub: Hub, engine: Engine, *, dry_r
     known = _known(engine, release, repository)
     if known is not None and known.status == "verified":
         return replace(plan, commit=known.commit, was_there=True)
-    commit = _commit_of(hub, release, repository)
+    commit = commit_of(hub, repository, release.merge_id)
     was_there = commit is not None
     if commit is None:
         _record(engine, release, repository, "staged", None)
@@ -106,8 +107,11 @@ def _record(
     record_publication(engine, facts.Publication(release.merge_id, repository, status, commit, datetime.now(UTC)))
 
 
-def _commit_of(hub: Hub, release: Release, repository: str) -> str | None:
-    """The commit that holds this merge already: the Hub may have taken it without our hearing of it."""
+def commit_of(hub: Hub, repository: str, merge_id: str) -> str | None:
+    """The commit that holds this merge already: the Hub may have taken it without our hearing of it.
+
+    Refused when the repository holds something else.
+    """
     head = hub.head(repository)
     if head is None:
         return None
@@ -118,7 +122,7 @@ def _commit_of(hub: Hub, release: Release, repository: str) -> str | None:
         found = json.loads(provenance or b"")["predicate"]["buildDefinition"]["externalParameters"]["merge_id"]
     except (ValueError, KeyError, TypeError):
         found = None
-    if found != release.merge_id:
+    if found != merge_id:
         fact = f"{repository} is there already and holds something else."
         raise Refused(facts.Reason("NAME_TAKEN", fact, "rename or remove it on the Hub."))
     return head
@@ -137,7 +141,7 @@ def _verify(release: Release, hub: Hub, repository: str, commit: str, files: Map
     """Compare what the Hub holds with what was sent, and give the commit its lasting name."""
     held = hub.published_files(repository, commit)
     for path, content in files.items():
-        if path not in held or (held[path] is not None and held[path] != _sha256(content)):
+        if path not in held or held[path] != _known_by(content, held[path]):
             fact = f"{repository}@{commit[:7]}/{path} is not what was sent."
             raise Refused(facts.Reason("PUBLICATION_DIFFERS", fact, "remove the repository and publish again."))
     hub.tag(repository, commit, release.tag)
@@ -185,6 +189,14 @@ def _uri(repository: str, revision: str, file_name: str = "") -> str:
 
 def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _known_by(content: Path | bytes, like: str) -> str:
+    """What a file is known by: its sha256, or as small ones are, git's id."""
+    if len(like) == _SHA256_DIGITS:
+        return _sha256(content)
+    whole = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(whole) + whole).hexdigest()
 
 
 def _sha256(content: Path | bytes) -> str:

@@ -315,6 +315,12 @@ def seconds_by_method(engine: Engine) -> dict[str, float]:
         return {method: seconds for method, seconds in connection.execute(mean) if seconds is not None}
 
 
+def all_settings(engine: Engine) -> list[Mapping[str, Any]]:
+    """The settings of every night there was."""
+    with reading(engine).connect() as connection:
+        return list(connection.scalars(select(Night.settings)))
+
+
 def latest_settings(engine: Engine) -> Mapping[str, Any]:
     """The settings of the night that began last."""
     last = select(Night.settings).order_by(Night.started_at.desc(), Night.night_id.desc())

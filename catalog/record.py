@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Table, bindparam, case, delete, or_, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, bindparam, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from catalog import facts, schema
@@ -43,10 +43,15 @@ def _put_new(connection: Connection, model: type[schema.Base], row: Row) -> bool
 
 
 def _change_merge(connection: Connection, merge_id: str, words: Collection[str], **values: Any) -> bool:
-    """Set these columns if the merge has one of these words: whether it had."""
+    """Set these columns if the merge has one of these words, and nobody took it down: whether it was so."""
     merge = schema.Merge
-    chosen = update(merge).where(merge.merge_id == merge_id, merge.status.in_(words))
+    chosen = update(merge).where(merge.merge_id == merge_id, merge.status.in_(words), _stands())
     return connection.execute(chosen.values(values)).rowcount == 1
+
+
+def _stands() -> ColumnElement[bool]:
+    """That a merge was not taken down: a worker that is at it still does not bring it back."""
+    return or_(schema.Merge.code.is_(None), schema.Merge.code != facts.TAKEN_DOWN.code)
 
 
 def _merge_row(merge: facts.Merge, status: facts.MergeStatus) -> Row:
@@ -130,7 +135,7 @@ def record_plan(engine: Engine, merges: Collection[facts.Merge]) -> None:
     rows = {merge.merge_id: _merge_row(merge, "planned") for merge in merges}
     with engine.begin() as connection:
         _put(connection, merge, rows)
-        skipped = update(merge).where(merge.status == "skipped", merge.merge_id == bindparam("planned_id"))
+        skipped = update(merge).where(merge.status == "skipped", merge.merge_id == bindparam("planned_id"), _stands())
         planned = skipped.values(status="planned", code=None, fact=None, next_step=None)
         if rows:
             connection.execute(planned, [{"planned_id": merge_id} for merge_id in sorted(rows)])
@@ -257,3 +262,19 @@ def record_publication(engine: Engine, publication: facts.Publication) -> None:
         if not _put_new(connection, table, row):
             known = update(table).where(table.publication_id == publication.publication_id)
             connection.execute(known.where(table.status.in_(earlier)).values(row))
+
+
+def record_tombstones(engine: Engine, tombstones: Collection[facts.Tombstone], adapters: Collection[str]) -> None:
+    """These sources are taken down for good, and with them every merge and every request of these adapters."""
+    rows = {one.tombstone_id: {"tombstone_id": one.tombstone_id, **vars(one)} for one in tombstones}
+    merge, request = schema.Merge, schema.Request
+    with engine.begin() as connection:
+        _put(connection, schema.Tombstone, rows)
+        for sha256 in sorted(adapters):
+            mine = or_(merge.subject == sha256, merge.style == sha256)
+            merges = select(merge.merge_id).where(mine)
+            adapter = update(schema.Adapter).where(schema.Adapter.sha256 == sha256)
+            connection.execute(adapter.values(status="restricted"))
+            connection.execute(update(merge).where(mine).values(status="skipped", **vars(facts.TAKEN_DOWN)))
+            connection.execute(delete(schema.Score).where(schema.Score.merge_id.in_(merges)))
+            connection.execute(delete(request).where(or_(request.subject == sha256, request.style == sha256)))

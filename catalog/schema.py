@@ -29,7 +29,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from catalog.columns import FiniteDouble, StorableJson, StorableText, UtcDateTime
 from catalog.errors import CatalogueError
-from catalog.facts import AdapterStatus, MergeStatus, PublicationStatus, Role
+from catalog.facts import AdapterStatus, MergeStatus, PublicationStatus, Role, TombstoneKind
 from catalog.migrations import check_revision, upgrade
 
 Catalogue = Engine
@@ -57,6 +57,7 @@ class Base(DeclarativeBase):
         AdapterStatus: _words(AdapterStatus),
         MergeStatus: _words(MergeStatus),
         PublicationStatus: _words(PublicationStatus),
+        TombstoneKind: _words(TombstoneKind),
     }
 
 
@@ -220,6 +221,17 @@ class Publication(Base):
     status: Mapped[PublicationStatus]
     commit: Mapped[str | None]
     changed_at: Mapped[datetime]
+
+
+class Tombstone(Base):
+    """A source that was taken down for good."""
+
+    __tablename__ = "tombstones"
+    tombstone_id: Mapped[str] = _id()
+    kind: Mapped[TombstoneKind]
+    name: Mapped[str]
+    why: Mapped[str]
+    buried_at: Mapped[datetime]
 
 
 def _prepare_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:

@@ -37,6 +37,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "export": adapters.export,
     "gallery": catalogue.gallery,
     "publish": hub.publish,
+    "verify": hub.verify,
+    "takedown": hub.takedown,
     "query": catalogue.query,
     "doctor": machine.doctor,
 }

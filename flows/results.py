@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from catalog.queries import (
 from catalog.release import Parent, Release, ReleasePicture
 from catalog.schema import Catalogue
 from catalog.story import score_01, scores_by_merge
+from catalog.verify import Verdict, Verifier, licences_changed, publications
 from flows.plan import Base, Input, input_of
 from flows.settings import Problem, Settings
 from flows.shared_store import adapter_files, merge_files, mirror_of
@@ -195,6 +196,7 @@ def publish_all(catalogue: Catalogue, settings: Settings) -> tuple[list[Publishe
     """Send what may leave this machine, one commit each; one that is refused does not stop the others."""
     sent: list[Published] = []
     refused: list[tuple[str, Reason]] = []
+    refused += licences_changed(catalogue)
     for merge_id in publishable(catalogue, settings):
         try:
             sent.append(publish_merge(catalogue, merge_id, namespace=None, dry_run=False))
@@ -208,3 +210,9 @@ def publish_all(catalogue: Catalogue, settings: Settings) -> tuple[list[Publishe
             refused.append((merge_id, Reason(error.code, fact, "mend it; the next night sends what is left.")))
             break
     return sent, refused
+
+
+def verify_published(catalogue: Catalogue, merge_ids: Collection[str]) -> list[Verdict]:
+    """Look at what is on the Hub: at these merges, or at all that were published."""
+    verifier = Verifier(Hub(), settings_of(catalogue).publish.private)
+    return list(map(verifier.verdict, publications(catalogue, merge_ids)))

@@ -4,9 +4,9 @@ A file on this disk is also read; one on the Hub is read when a pair needs it. W
 night. Where the Hub does not answer, what earlier nights saw there stands in for it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from catalog.licence import gate
 from catalog.names import one_line
 from catalog.queries import night_began, usable_adapters
 from catalog.schema import Catalogue
+from catalog.takedown import tombstones
 from flows.headers import headers_of, look, place_of
 from flows.plan import input_of
 from flows.progress import tell
@@ -171,6 +172,13 @@ def judge(offer: Candidate | Unfit, source: Source, settings: Settings, said: He
     )
 
 
+def _unless_buried(found: Found, buried: Collection[str]) -> Found:
+    """A repository that was taken down stays so with other bytes, and its bytes under another name."""
+    if found.repository.casefold() in buried or found.sha256 in buried:
+        return replace(found, status="restricted", reason=facts.TAKEN_DOWN)
+    return found
+
+
 def _gated(offer: Candidate) -> Reason | None:
     if not offer.gated:
         return None
@@ -222,11 +230,11 @@ def _without_prompt(known: Mapping[str, Any]) -> Reason | None:
 
 def scan(settings: Settings, hub: Hub, catalogue: Catalogue | None) -> Iterator[Found]:
     """Judge everything in all sources, in their order; what is read from the Hub is kept in the catalogue."""
-    seen = 0
+    seen, buried = 0, tombstones(catalogue) if catalogue else frozenset()
     with ThreadPoolExecutor(_READERS) as pool:
         for source in settings.sources:
             for one in _judged(source, settings, hub, catalogue, pool):
-                yield one
+                yield _unless_buried(one, buried)
                 seen += 1
                 tell("adapters", seen, 0)
                 if is_unanswered(one) and catalogue is not None:

@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.path.replace(old, new)
         return self.path if self.trouble == "renamed" and "/resolve/" in path else None
 
-    do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815 # http.server's names
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 # http.server's names
 
     def _repository(self, name: str) -> Repository | None:
         """A repository that this caller may see; else it is answered as the Hub does."""
@@ -205,6 +205,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repositories[name].private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self._answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name})
 
+    def _delete(self, body: bytes, _query: object) -> None:
+        asked = json.loads(body)
+        name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if self._repository(name) is not None:
+            del self.hub.repositories[name]
+            self._answer(200, {})
+
     def _preupload(self, body: bytes, _query: object, _name: str, _revision: str) -> None:
         files = [
             {
@@ -291,6 +298,7 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"GET /api/models/{_NAME}/tree/([^/]+)", _Handler._tree),  # noqa: SLF001
     (rf"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),  # noqa: SLF001
     (r"POST /api/repos/create", _Handler._create),  # noqa: SLF001
+    (r"DELETE /api/repos/delete", _Handler._delete),  # noqa: SLF001
     (rf"POST /api/models/{_NAME}/preupload/([^/]+)", _Handler._preupload),  # noqa: SLF001
     (rf"POST /{_NAME}\.git/info/lfs/objects/batch", _Handler._lfs_batch),  # noqa: SLF001
     (r"PUT /lfs/put/(\w+)", _Handler._lfs_put),  # noqa: SLF001

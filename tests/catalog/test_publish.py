@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 from sqlalchemy import Engine
 
 from catalog import facts, record, schema
@@ -16,16 +15,14 @@ from catalog.errors import CatalogueError, Refused
 from catalog.hub import Hub
 from catalog.merge_card import merge_card
 from catalog.publish import Policy, publish
-from catalog.release import Parent, Release, ReleasePicture
-from catalog.story import ScoreSummary
+from catalog.release import Release
 
 from .gallery_world import HOSTILE
 from .hub_contents import TOKEN, HubServer, sha256
 from .hub_server import serving
-from .lora_files import weights
+from .releases import COMMIT, release_of
 from .samples import DOG, NEON, NOON, merge, result, rows, start
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 POLICY = Policy("me")
 
 
@@ -38,31 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Release:
-    """The dog in neon, ready to go."""
-    paths = {}
-    for number, name in enumerate(("weights", "kohya", "coefficients")):
-        paths[name] = tmp_path / f"{name}.safetensors"
-        paths[name].write_bytes(weights(tensors=number + 1))
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "0.png")
-    subject = Parent("subject", "dog", "you/dog-lora", COMMIT, "dog.safetensors", DOG, "mit", "a sks dog")
-    style = Parent("style", "neon", "neon-lora", "local", "neon.safetensors", NEON, "openrail++", "in neon style")
-    seen = ScoreSummary("dino:tiny@1:2", 4, 0.6, 0.3, 0.8, 0.6, None, NOON)
-    return Release(
-        merge_id=merge().merge_id,
-        subject=subject,
-        style=style,
-        base_model="stabilityai/stable-diffusion-xl-base-1.0",
-        base_revision=COMMIT,
-        method="ziplora",
-        recipe=dict(merge().recipe),
-        licence="openrail++",
-        prompt="a sks dog in neon style",
-        score_01=0.7,
-        scores=(seen,),
-        pictures=(ReleasePicture(tmp_path / "0.png", "a sks dog in neon style", 1),),
-        builder={"ziplora": "0.1.0"},
-        **paths,
-    )
+    return release_of(tmp_path)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sqlalchemy.exc import StatementError
 
 from catalog import record
 from catalog.errors import CatalogueError
-from catalog.migrations import VERSION_TABLE, check_revision
+from catalog.migrations import VERSION_TABLE, check_revision, versions
 from catalog.schema import Base, Night, open_catalogue, reading
 
 from .samples import DOG, NIGHT, NOON, adapter
@@ -91,8 +91,9 @@ def test_eight_may_upgrade_at_once(url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(upgrade, range(8)))
     engine = open_catalogue(url)
+    newest = max(path.name[:4] for path in Path(versions.__file__).parent.glob("0*.py"))
     with engine.connect() as connection:
-        assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all() == ["0002"]
+        assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all() == [newest]
     engine.dispose()
 
 
