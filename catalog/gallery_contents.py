@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, or_, select
 
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, Reason, Role
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TAKEN_DOWN, TEXT_METRIC, Reason, Role
 from catalog.licence import combine
 from catalog.names import one_line, page_of, short
 from catalog.schema import Adapter, Alias, Merge, Night, Publication, Refusal, reading
@@ -106,7 +106,8 @@ def read_contents(engine: Engine) -> Contents:
         adapters = _adapters(connection)
         published = _published(connection)
         merges: dict[tuple[str, str], list[ShownMerge]] = defaultdict(list)
-        for row in connection.execute(select(Merge).order_by(Merge.merge_id)):
+        stands = or_(Merge.code.is_(None), Merge.code != TAKEN_DOWN.code)
+        for row in connection.execute(select(Merge).where(stands).order_by(Merge.merge_id)):
             merge = _shown_merge(row, scores.get(row.merge_id, ()), published.get(row.merge_id))
             merges[row.subject, row.style].append(merge)
         refused = _refused(connection)

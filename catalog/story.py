@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, func, or_, select
 from catalog.errors import CatalogueError
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, metric_of
 from catalog.names import adapter_names, find_adapter, find_merge, short
-from catalog.schema import Adapter, Alias, Failure, Merge, Night, Publication, Refusal, Score, reading
+from catalog.schema import Adapter, Alias, Failure, Merge, Night, Publication, Refusal, Score, Tombstone, reading
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,7 @@ def adapter_story(engine: Engine, sha256: str) -> Story:
         Event(place.seen_at, f"Seen as {place.repository}@{place.revision}/{place.file_name}.") for place in places
     ]
     events += [event for _, event in _refusals(engine, places[0].repository if places else sha256, sha256)]
+    events += _takedowns(engine, [sha256, *(place.repository for place in places)])
     events += [
         Event(finished or row.last_seen_at, f"{count} merges are {status}.") for status, count, finished in counts
     ]
@@ -234,6 +235,13 @@ def merge_story(engine: Engine, merge_id: str) -> Story:
         facts |= vars(_reason(row))
     name = f"{names[row.subject]} × {names[row.style]} · {row.method}"
     return Story("merge", merge_id, name, row.status, facts, _in_order(events))
+
+
+def _takedowns(engine: Engine, names: Collection[str]) -> list[Event]:
+    meant = func.lower(Tombstone.name).in_({name.casefold() for name in names})
+    with reading(engine).connect() as connection:
+        rows = connection.execute(select(Tombstone).where(meant)).all()
+    return [Event(row.buried_at, f"Taken down, the {row.kind} {row.name}: {row.why}.") for row in rows]
 
 
 def _placed(score: ScoreSummary) -> str:
