@@ -136,14 +136,14 @@ class Mirror:
         name = self._name(file)
         with self._plainly():
             if isinstance(self._files, LocalFileSystem):
-                with _replacing(Path(name)) as unfinished:
+                with replacing(Path(name)) as unfinished:
                     self._files.put_file(str(file), str(unfinished))
             else:  # the others show no file before it is whole
                 self._files.put_file(str(file), name)
 
     def _get(self, file: Path) -> None:
         """Bring a file here if it is there."""
-        with self._plainly(), suppress(FileNotFoundError), _replacing(file) as unfinished:
+        with self._plainly(), suppress(FileNotFoundError), replacing(file) as unfinished:
             self._files.get_file(self._name(file), str(unfinished))
 
     def _pictures(self, folder: Path) -> _Pictures:
@@ -179,12 +179,12 @@ def _pictures_in(folder: Path) -> _Pictures:
 
 
 def _write(folder: Path, pictures: _Pictures) -> None:
-    with _replacing(folder / _PICTURES) as unfinished:
+    with replacing(folder / _PICTURES) as unfinished:
         unfinished.write_text(pictures.to_json(), encoding="utf-8")
 
 
 @contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path) -> Iterator[Path]:
     """A temporary name beside a file, renamed to it when all went well, and gone when not."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{secrets.token_hex(4)}-{file.name}")

@@ -24,6 +24,7 @@ from catalog.facts import (
     Header,
     MergeStatus,
     Reason,
+    Result,
     Role,
     metric_of,
 )
@@ -330,6 +331,14 @@ def latest_settings(engine: Engine) -> Mapping[str, Any]:
         raise CatalogueError("NO_NIGHT", "The catalogue knows of no night: run one first, with ziplora run CONFIG.")
     found: Mapping[str, Any] = settings
     return found
+
+
+def result_of(engine: Engine, merge_id: str) -> Result | None:
+    """What a finished merge measured; None of one that is not finished."""
+    columns = (Merge.night_id, Merge.losses, Merge.movement, Merge.seconds, Merge.finished_at)
+    with reading(engine).connect() as connection:
+        row = connection.execute(select(*columns).where(Merge.merge_id == merge_id, Merge.status == "done")).first()
+    return None if row is None else Result(*row)
 
 
 def recipe_of(engine: Engine, merge_id: str) -> Mapping[str, Any]:

@@ -155,11 +155,11 @@ def record_running(engine: Engine, merge: facts.Merge, night_id: str) -> None:
         _change_merge(connection, merge.merge_id, _NOT_FINAL, status="running", night_id=night_id)
 
 
-def record_done(engine: Engine, merge: facts.Merge, result: facts.Result) -> bool:
-    """A merge is finished. The first result counts: whether this was it."""
+def record_done(engine: Engine, merge: facts.Merge, result: facts.Result, scores: Collection[facts.Score] = ()) -> bool:
+    """A merge is finished, and scored if it can be. The first result counts: whether this was it."""
     with engine.begin() as connection:
         _put_new(connection, schema.Merge, _merge_row(merge, "running"))
-        return _change_merge(
+        first = _change_merge(
             connection,
             merge.merge_id,
             (*_NOT_FINAL, "blocked"),
@@ -169,6 +169,8 @@ def record_done(engine: Engine, merge: facts.Merge, result: facts.Result) -> boo
             next_step=None,
             **vars(result),
         )
+        _put_scores(connection, scores)
+    return first
 
 
 def record_failed(engine: Engine, merge: facts.Merge, reason: facts.Reason, night_id: str, failed_at: datetime) -> None:
@@ -201,6 +203,11 @@ def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
 
     What it saw before in pictures that are not among these goes, since their floor and ceiling were others.
     """
+    with engine.begin() as connection:
+        _put_scores(connection, scores)
+
+
+def _put_scores(connection: Connection, scores: Collection[facts.Score]) -> None:
     rows = {
         score.score_id: {
             "score_id": score.score_id,
@@ -210,20 +217,14 @@ def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
         }
         for score in scores
     }
-    with engine.begin() as connection:
-        _put(
-            connection,
-            schema.Score,
-            rows,
-            ("value", "floor", "ceiling", "position", "reason", "scored_at"),
-        )
-        table = schema.Score
-        seen: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for score in scores:
-            seen[score.merge_id, score.scorer_id].append(score.score_id)
-        for (merge_id, scorer_id), score_ids in sorted(seen.items()):
-            earlier = delete(table).where(table.merge_id == merge_id, table.scorer_id == scorer_id)
-            connection.execute(earlier.where(table.score_id.not_in(score_ids)))
+    _put(connection, schema.Score, rows, ("value", "floor", "ceiling", "position", "reason", "scored_at"))
+    table = schema.Score
+    seen: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for score in scores:
+        seen[score.merge_id, score.scorer_id].append(score.score_id)
+    for (merge_id, scorer_id), score_ids in sorted(seen.items()):
+        earlier = delete(table).where(table.merge_id == merge_id, table.scorer_id == scorer_id)
+        connection.execute(earlier.where(table.score_id.not_in(score_ids)))
 
 
 def record_request(engine: Engine, subject: str, style: str, requested_at: datetime) -> None:
@@ -278,3 +279,11 @@ def record_tombstones(engine: Engine, tombstones: Collection[facts.Tombstone], a
             connection.execute(update(merge).where(mine).values(status="skipped", **vars(facts.TAKEN_DOWN)))
             connection.execute(delete(schema.Score).where(schema.Score.merge_id.in_(merges)))
             connection.execute(delete(request).where(or_(request.subject == sha256, request.style == sha256)))
+
+
+def record_copies(engine: Engine, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """These rows are those of an earlier catalogue, none of which is in this one; gives back how many they are."""
+    if rows:
+        with engine.begin() as connection:
+            connection.execute(table.insert(), [*rows])
+    return len(rows)

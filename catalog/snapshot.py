@@ -104,7 +104,7 @@ def _fill(snapshot: duckdb.DuckDBPyConnection, connection: Connection, table: Ta
 
 
 @contextmanager
-def _one_builder(path: Path) -> Iterator[Path]:
+def one_builder(path: Path) -> Iterator[Path]:
     """An empty folder beside the path that one process has at a time: an older snapshot never replaces a newer one."""
     folder = path.with_name(f".{path.name}.building")
     with path.with_name(f".{path.name}.lock").open("w") as lock:
@@ -119,7 +119,7 @@ def _one_builder(path: Path) -> Iterator[Path]:
 
 def write_snapshot(engine: Engine, path: Path) -> None:
     """Build the DuckDB file of this moment and rename it into place; who has the old one open keeps it."""
-    with _one_builder(path) as folder:
+    with one_builder(path) as folder:
         with duckdb.connect(folder / "new.duckdb") as snapshot, reading(engine).connect() as connection:
             for table in Base.metadata.sorted_tables:
                 _fill(snapshot, connection, table, folder)

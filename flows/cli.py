@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows.settings import Problem, Problems, quiet_libraries
-from flows.verbs import adapters, catalogue, hub, machine, night
+from flows.verbs import adapters, catalogue, history, hub, machine, night
 
 app = typer.Typer(
     add_completion=False,
@@ -40,6 +40,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "verify": hub.verify,
     "takedown": hub.takedown,
     "query": catalogue.query,
+    "rebuild": history.rebuild,
     "doctor": machine.doctor,
 }
 for _name, _verb in _VERBS.items():

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
@@ -23,6 +23,7 @@ from catalog.names import find_adapter
 from catalog.publish import Published
 from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, open_requests
 from catalog.schema import Catalogue, open_catalogue
+from catalog.sidecars import KeptNight, keep_night
 from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
 from flows.artifacts import show_night, show_troubles
@@ -163,7 +164,9 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)
     night_id = f"{began:%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
-    record.record_night_started(catalogue, night_id, settings.model_dump(mode="json"), began)
+    night = KeptNight(night_id, settings.model_dump(mode="json"), began)
+    keep_night(settings.store_folder, night)
+    record.record_night_started(catalogue, night_id, night.settings, began)
     log = get_run_logger()
     found, doubtful = scan_sources(settings, catalogue, night_id)
     fit = len(usable(found))
@@ -211,7 +214,9 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
         catalog=settings.catalogue,
         snapshot=str(settings.snapshot),
     )
-    record.record_night_finished(catalogue, night_id, asdict(report), datetime.now(UTC))
+    ended = datetime.now(UTC)
+    keep_night(settings.store_folder, replace(night, finished_at=ended, summary=asdict(report)))
+    record.record_night_finished(catalogue, night_id, asdict(report), ended)
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
     _show(catalogue, report, planned, [*misunderstood, *unpublished, *withheld, *lost])
     return report

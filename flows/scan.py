@@ -23,6 +23,7 @@ from catalog.licence import gate
 from catalog.names import one_line
 from catalog.queries import night_began, usable_adapters
 from catalog.schema import Catalogue
+from catalog.sidecars import keep_adapters
 from catalog.takedown import tombstones
 from flows.headers import headers_of, look, place_of
 from flows.plan import input_of
@@ -270,7 +271,7 @@ def _pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield piece
 
 
-def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str, usable_before: set[str]) -> None:
+def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str, usable_before: set[str], store: Path) -> None:
     """Write down what a night saw of adapters: of one at several places, the first where it is usable."""
     now = datetime.now(UTC)
     adapters, aliases, refusals = {}, [], []
@@ -286,6 +287,7 @@ def _record(some: Iterable[Found], catalogue: Catalogue, night_id: str, usable_b
         if one.reason:
             place = (one.repository, one.revision, one.file_name)
             refusals.append(facts.Refusal(night_id, *place, one.reason, now, one.sha256))
+    keep_adapters(store, list(adapters.values()), aliases)
     record.record_adapters(catalogue, list(adapters.values()), aliases)
     record.record_refusals(catalogue, refusals)
 
@@ -295,7 +297,7 @@ def scan_and_record(settings: Settings, hub: Hub, catalogue: Catalogue, night_id
     seen: list[Found] = []
     usable_before: set[str] = set()
     for piece in _pieces(scan(settings, hub, catalogue), _PIECE):
-        _record(piece, catalogue, night_id, usable_before)
+        _record(piece, catalogue, night_id, usable_before, settings.store_folder)
         seen += piece
     return seen
 

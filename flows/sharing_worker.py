@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from catalog.mirror import Mirror
+from catalog.sidecars import MERGE_FACTS
 from flows.plan import Base, Input, Job
 from flows.settings import Settings
 from flows.shared_store import Files, adapter_files, calibration_files, merge_files, mirror_of
@@ -78,3 +79,9 @@ class SharingWorker(Worker):
         rows = super().score(job, pictures)
         self.mirror.replace(scores)
         return rows
+
+    def record(self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> dict[str, float]:
+        """Write a finished pair into the catalogue, and what its rows hold into the store."""
+        positions = super().record(job, night_id, result, rows)
+        self.mirror.replace(self.store.merge(job.recipe.merge_id) / MERGE_FACTS)
+        return positions

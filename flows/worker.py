@@ -17,7 +17,9 @@ from catalog import facts, record
 from catalog.candidate import Candidate, CardFacts
 from catalog.folder import sha256_of
 from catalog.hub import Hub
+from catalog.queries import result_of
 from catalog.schema import Catalogue, open_catalogue
+from catalog.sidecars import keep_merge
 from flows.plan import Base, Input, Job
 from flows.settings import Settings
 from ziplora.adapter import CONFIG_NAME
@@ -179,9 +181,11 @@ class Worker:
             for row in rows
         ]
         losses = asdict(result.losses) if result.losses else {}
-        finished = facts.Result(night_id, losses, result.movement, result.seconds, now)
-        record.record_done(self.catalogue, merge_of(job), finished)
-        record.record_scores(self.catalogue, scores)
+        finished = result_of(self.catalogue, merge_id) or facts.Result(
+            night_id, losses, result.movement, result.seconds, now
+        )
+        keep_merge(self.store.root, merge_of(job), finished, scores)
+        record.record_done(self.catalogue, merge_of(job), finished, scores)
         return mean_positions(scores)
 
     def record_failure(self, job: Job, night_id: str, reason: facts.Reason) -> None:
