@@ -164,6 +164,7 @@ def record_done(engine: Engine, merge: facts.Merge, result: facts.Result, scores
             merge.merge_id,
             (*_NOT_FINAL, "blocked"),
             status="done",
+            attempts=0,
             code=None,
             fact=None,
             next_step=None,

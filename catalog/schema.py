@@ -157,7 +157,7 @@ class Merge(Base):
     recipe: Mapped[dict[str, Any]]
     status: Mapped[MergeStatus]
     attempts: Mapped[int]
-    """Failed tries since the pair was last asked for."""
+    """Failed tries since the pair was last asked for; none of a finished merge."""
     night_id: Mapped[str | None] = mapped_column(String(64), ForeignKey("nights.night_id"))
     losses: Mapped[dict[str, Any] | None]
     movement: Mapped[float | None]

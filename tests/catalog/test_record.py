@@ -105,7 +105,7 @@ def test_a_failed_merge_may_be_done_later(catalogue: Engine) -> None:
     assert (row.status, row.code, row.next_step) == ("failed", DIVERGED.code, DIVERGED.next_step)
     assert record.record_done(catalogue, merge(), result("2026-11-25"))
     row = _merge_row(catalogue)
-    assert (row.status, row.code, row.night_id) == ("done", None, "2026-11-25")
+    assert (row.status, row.attempts, row.code, row.night_id) == ("done", 0, None, "2026-11-25")
     assert [failure.night_id for failure in rows(catalogue, schema.Failure)] == [NIGHT]
 
 

@@ -1,6 +1,7 @@
-"""A night in which nothing is merged and all is recorded: a small catalogue's results, made up, as a worker gets them."""
+"""A night in which nothing is merged and all is recorded: made-up results, as a worker gets them."""
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -22,9 +23,9 @@ base_model: {id: tiny}
 sources: [{folder: adapters, role: subject}]
 methods: [{method: direct}]
 scorers: {text: clip, subject: dino, style: clip}
-limits: {pairs: 30}
+limits: {pairs: 10}
 """
-_SIDE = 60
+_SIDE = 30
 _SCORERS = ("clip-t:clip", "dino:dino:samples", "clip-i:clip:drawn")
 
 
@@ -71,8 +72,9 @@ def record_a_night(folder: Path) -> None:
             ]
             worker.record(job, night.night_id, _result(merge_id, chance), rows)
             acknowledged.write(f"{merge_id}\n".encode())
-            if number % 10 == 9:
+            if number % 5 == 4:
                 write_snapshot(catalogue, settings.snapshot)
     write_snapshot(catalogue, settings.snapshot)
+    keep_night(settings.store_folder, replace(night, finished_at=now, summary={}))
     record.record_night_finished(catalogue, night.night_id, {}, now)
     os._exit(0)
