@@ -267,7 +267,7 @@ def _in_plain_words(context: ExceptionContext) -> CatalogueError | None:
     where = context.engine.url.render_as_string() if context.engine else "the catalogue"
     lowered = said.lower()
     if any(words in lowered for words in _DAMAGED):
-        return CatalogueError("CATALOGUE_DAMAGED", f"{where} cannot be read ({said}). Move it aside and rebuild it.")
+        return CatalogueError("CATALOGUE_DAMAGED", f"{where} cannot be read ({said}). Run: ziplora rebuild CONFIG")
     if any(words in lowered for words in _FULL):
         return CatalogueError("DISK_FULL", f"No room to write to {where} ({said}). Free some space and run again.")
     if any(words in lowered for words in _BUSY):

@@ -41,6 +41,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "takedown": hub.takedown,
     "query": catalogue.query,
     "rebuild": history.rebuild,
+    "rescore": history.rescore,
     "doctor": machine.doctor,
 }
 for _name, _verb in _VERBS.items():

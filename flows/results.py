@@ -42,7 +42,7 @@ def settings_of(catalogue: Catalogue) -> Settings:
     return Settings.model_validate(latest_settings(catalogue))
 
 
-def _inputs(catalogue: Catalogue, settings: Settings, role: Role) -> dict[str, Input]:
+def inputs_of(catalogue: Catalogue, settings: Settings, role: Role) -> dict[str, Input]:
     """The usable adapters of a role by sha256, at the place where each was seen last."""
     return {
         adapter.sha256: input_of(
@@ -72,7 +72,7 @@ def merged(catalogue: Catalogue, settings: Settings, merge_id: str) -> Merged:
     store, mirror = Store(settings.store_folder), mirror_of(settings)
     parents = []
     for role, sha256 in (("subject", recipe.subject_sha256), ("style", recipe.style_sha256)):
-        known = _inputs(catalogue, settings, role)  # type: ignore[arg-type]  # the two words are the two roles
+        known = inputs_of(catalogue, settings, role)  # type: ignore[arg-type]  # the two words are the two roles
         if mirror is not None and sha256 in known:
             mirror.fetch(*adapter_files(known[sha256], store))
         if sha256 not in known or not known[sha256].file.is_file():

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from catalog.facts import Result
 from catalog.mirror import Mirror
 from catalog.sidecars import MERGE_FACTS
 from flows.plan import Base, Input, Job
@@ -80,8 +81,8 @@ class SharingWorker(Worker):
         self.mirror.replace(scores)
         return rows
 
-    def record(self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> dict[str, float]:
-        """Write a finished pair into the catalogue, and what its rows hold into the store."""
-        positions = super().record(job, night_id, result, rows)
+    def record_scores(self, job: Job, measured: Result, rows: Sequence[ScoreRow]) -> dict[str, float]:
+        """Write what scorers saw into the catalogue, and what its rows hold into the store."""
+        positions = super().record_scores(job, measured, rows)
         self.mirror.replace(self.store.merge(job.recipe.merge_id) / MERGE_FACTS)
         return positions

@@ -174,18 +174,19 @@ class Worker:
 
     def record(self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> dict[str, float]:
         """Write a finished pair into the catalogue; gives back its mean position by metric."""
-        now = datetime.now(UTC)
-        merge_id = job.recipe.merge_id
+        losses = asdict(result.losses) if result.losses else {}
+        measured = facts.Result(night_id, losses, result.movement, result.seconds, datetime.now(UTC))
+        return self.record_scores(job, result_of(self.catalogue, job.recipe.merge_id) or measured, rows)
+
+    def record_scores(self, job: Job, measured: facts.Result, rows: Sequence[ScoreRow]) -> dict[str, float]:
+        """Write what scorers saw of a finished pair into the store and the catalogue."""
+        now, merge_id = datetime.now(UTC), job.recipe.merge_id
         scores = [
             facts.Score(merge_id, row.scorer_id, row.prompt, row.seed, row.value, row.floor, row.ceiling, now)
             for row in rows
         ]
-        losses = asdict(result.losses) if result.losses else {}
-        finished = result_of(self.catalogue, merge_id) or facts.Result(
-            night_id, losses, result.movement, result.seconds, now
-        )
-        keep_merge(self.store.root, merge_of(job), finished, scores)
-        record.record_done(self.catalogue, merge_of(job), finished, scores)
+        keep_merge(self.store.root, merge_of(job), measured, scores)
+        record.record_done(self.catalogue, merge_of(job), measured, scores)
         return mean_positions(scores)
 
     def record_failure(self, job: Job, night_id: str, reason: facts.Reason) -> None:

@@ -57,6 +57,21 @@ def preview_single(
     return _preview(request, store.single(single.single_id), backbone, model)
 
 
+def kept_pictures(folder: Path, request: PreviewRequest) -> PreviewResult:
+    """The pictures asked for, all of which a folder must have."""
+    held = _held(folder, request.drawing)
+    missing = [wanted for wanted in request.wanted if wanted not in held]
+    if missing:
+        fact = f"{len(missing)} of {len(request.wanted)} pictures are not in {folder}, such as {missing[0][0]!r}."
+        raise Failure("PICTURES_GONE", fact, "nothing, if they were not to be kept; a night draws those of new merges.")
+    return _shown(folder, held, request)
+
+
+def _shown(folder: Path, held: Mapping[tuple[str, int], str], request: PreviewRequest) -> PreviewResult:
+    pictures = tuple(Picture(held[prompt, seed], prompt, seed) for prompt, seed in request.wanted)
+    return PreviewResult(folder, folder / _SHEET, pictures)
+
+
 def _preview(
     request: PreviewRequest, folder: Path, backbone: Sdxl, model: Callable[[], AbstractContextManager[None]]
 ) -> PreviewResult:
@@ -74,8 +89,7 @@ def _preview(
         held = {**_held(folder, request.drawing), **held}  # with what another worker drew meanwhile
         _save(folder / _SHEET, _sheet(folder, held))
         _write_record(folder, held, request.drawing)
-    pictures = tuple(Picture(held[prompt, seed], prompt, seed) for prompt, seed in request.wanted)
-    return PreviewResult(folder, folder / _SHEET, pictures)
+    return _shown(folder, held, request)
 
 
 def _file_name(prompt: str, seed: int, drawing: Drawing) -> str:
