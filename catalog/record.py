@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from catalog import facts, schema
 
 _NOT_FINAL = ("planned", "running", "failed", "skipped")
-"""The words that a plan, a start or a skip may replace: `done` never changes, `blocked` only when asked."""
+"""The words that a plan, a start or a skip may replace: `done` changes when files are lost, `blocked` when asked."""
 
 Row = dict[str, Any]
 
@@ -172,6 +172,12 @@ def record_done(engine: Engine, merge: facts.Merge, result: facts.Result, scores
         )
         _put_scores(connection, scores)
     return first
+
+
+def record_lost(engine: Engine, merge_id: str) -> None:
+    """The files of a finished merge are gone or damaged: it is to be done again."""
+    with engine.begin() as connection:
+        _change_merge(connection, merge_id, ("done",), status="planned")
 
 
 def record_failed(engine: Engine, merge: facts.Merge, reason: facts.Reason, night_id: str, failed_at: datetime) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from catalog.doctor import faults
 from catalog.errors import CatalogueError
 from catalog.hub import PASSING, Hub
 from catalog.schema import open_catalogue
@@ -119,6 +120,22 @@ def environment() -> list[Finding]:
     findings.append(Finding("device", _device()))
     findings.append(Finding("prefect server", prefect_api_url() or "none: a night shows itself in the terminal only"))
     return findings
+
+
+def disagreements(config: Path, *, repair: bool) -> list[Finding]:
+    """Where the catalogue and the store of a CONFIG disagree, mended if that is wanted; no night may run meanwhile."""
+    settings = load_settings(config)
+    if settings.store_url is not None:
+        fact = f"The store is at {settings.store_url}, and what machines have of it on their disks may lack anything."
+        raise Problem("STORE_SHARED", fact, "run it without CONFIG, or with a store in a folder.")
+    found = faults(open_catalogue(settings.catalogue), settings.store_folder)
+    if repair:
+        for fault in found:
+            fault.repair()
+    return [
+        Finding(f"{one.reason.code} {one.item}", one.reason.fact, "" if repair else one.reason.next_step)
+        for one in found
+    ]
 
 
 def _device() -> str:

@@ -41,13 +41,16 @@ def export_at(url: str, tables: tuple[type[Base], ...]) -> bytes:
 ALL = tuple(mapper.class_ for mapper in Base.registry.mappers)
 
 
-def fill(engine: Engine, store: Path) -> None:
+HOSTILE = "evil\u202egnp\ud800\x00"
+
+
+def fill(engine: Engine, store: Path, name: str = HOSTILE) -> None:
     """A finished night of two merges, as the stages write it: each sidecar, then its rows."""
     keep_night(store, KeptNight(NIGHT, {"steps": 20}, NOON))
     record.record_night_started(engine, NIGHT, {"steps": 20}, NOON)
-    hostile = facts.Alias("evil\u202egnp\ud800", "main", "nul\x00.safetensors", DOG, minutes(1))
+    named = facts.Alias(name, "main", name, DOG, minutes(1))
     moved = facts.Alias("me/ink", "main", "ink.safetensors", NEON, NOON)
-    for seen_at, aliases in ((NOON, [hostile, moved]), (minutes(5), [replace(moved, sha256=INK, seen_at=minutes(5))])):
+    for seen_at, aliases in ((NOON, [named, moved]), (minutes(5), [replace(moved, sha256=INK, seen_at=minutes(5))])):
         seen = [adapter(one, "subject" if one == DOG else "style", seen_at=seen_at) for one in (DOG, NEON, INK)]
         keep_adapters(store, seen, aliases)
         record.record_adapters(engine, seen, aliases)
