@@ -23,7 +23,7 @@ LOST = merge(DOG, NEON).merge_id
 def store(catalogue: Engine, tmp_path: Path) -> Path:
     """Of a finished night of two merges, with the files of each, an adapter's copy and a calibration."""
     store = tmp_path / "store"
-    fill(catalogue, store, "me/dog")
+    fill(catalogue, store, "me/dog", 0.5)  # a row tells no NaN from a missing number
     for style in (NEON, INK):
         folder = store / "merges" / merge(DOG, style).merge_id
         (folder / "previews").mkdir()

@@ -1,6 +1,7 @@
 """A catalogue is an index of the store: whatever becomes of it, the same rows come back."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ ALL = tuple(mapper.class_ for mapper in Base.registry.mappers)
 HOSTILE = "evil\u202egnp\ud800\x00"
 
 
-def fill(engine: Engine, store: Path, name: str = HOSTILE) -> None:
+def fill(engine: Engine, store: Path, name: str = HOSTILE, number: float = math.nan) -> None:
     """A finished night of two merges, as the stages write it: each sidecar, then its rows."""
     keep_night(store, KeptNight(NIGHT, {"steps": 20}, NOON))
     record.record_night_started(engine, NIGHT, {"steps": 20}, NOON)
@@ -54,11 +55,11 @@ def fill(engine: Engine, store: Path, name: str = HOSTILE) -> None:
         seen = [adapter(one, "subject" if one == DOG else "style", seen_at=seen_at) for one in (DOG, NEON, INK)]
         keep_adapters(store, seen, aliases)
         record.record_adapters(engine, seen, aliases)
-    for style, number in ((NEON, 1 / 3), (INK, float("nan"))):
-        merged, measured = merge(DOG, style), replace(result(at=minutes(7)), movement=number)
+    for style, seen_value in ((NEON, 1 / 3), (INK, number)):
+        merged, measured = merge(DOG, style), replace(result(at=minutes(7)), movement=seen_value)
         for scorers in (SCORERS, SCORERS[:1]):
             seen_by = [score(merged, scorer, 0.1, seed) for scorer in scorers for seed in (0, 2**40)]
-            broken = [replace(one, value=number) for one in seen_by]
+            broken = [replace(one, value=seen_value) for one in seen_by]
             keep_merge(store, merged, measured, broken)
             record.record_done(engine, merged, measured)
             record.record_scores(engine, broken)
