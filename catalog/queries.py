@@ -333,6 +333,25 @@ def latest_settings(engine: Engine) -> Mapping[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class MergeOutline:
+    """A merge in short."""
+
+    merge_id: str
+    subject: str
+    style: str
+    finished_at: datetime | None
+    """None of one that is not finished."""
+
+
+def merge_outlines(engine: Engine) -> list[MergeOutline]:
+    """Every merge that there is or is to be."""
+    finished_at = case((Merge.status == "done", Merge.finished_at))
+    with reading(engine).connect() as connection:
+        rows = connection.execute(select(Merge.merge_id, Merge.subject, Merge.style, finished_at))
+        return [MergeOutline(*row) for row in rows]
+
+
 def result_of(engine: Engine, merge_id: str) -> Result | None:
     """What a finished merge measured; None of one that is not finished."""
     columns = (Merge.night_id, Merge.losses, Merge.movement, Merge.seconds, Merge.finished_at)

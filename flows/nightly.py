@@ -32,6 +32,7 @@ from flows.missing import look_over
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
 from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
+from flows.retention import let_go
 from flows.scan import Found, is_unanswered, usable
 from flows.settings import Problem, Settings, load_settings
 from flows.short_list import lacking_pictures, rounds, with_further_seeds
@@ -192,6 +193,8 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
     publishes = settings.publish.enabled and doubtful is None
     published, unpublished = publish_night(settings, catalogue) if publishes else ([], [])
     withheld = [("publishing", doubtful)] if settings.publish.enabled and doubtful else []
+    pictures, copies = let_go(settings, catalogue)
+    log.info("Pictures of %d merges and copies of %d adapters were let go.", pictures, copies)
     show_results(settings, base, catalogue)
     summary = night_summary(catalogue, night_id)
     report = Report(

@@ -12,6 +12,7 @@ from catalog.names import short
 from flows.settings import Settings
 from ziplora.methods import recipe_for
 from ziplora.recipe import Calibration, JointCalibration, Recipe, References, folder_revision
+from ziplora.store import Store
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ def input_of(
     place: tuple[str, str, str],
 ) -> Input:
     """A usable adapter from what a scan wrote down: its facts, and where it is (repository, revision, file)."""
-    fetched = settings.store_folder / "adapters" / sha256 / f"{sha256}.safetensors"
     return Input(
         sha256=sha256,
         role=role,
@@ -131,7 +131,7 @@ def input_of(
         licence=licence,
         prompt=known["prompt"],
         slot=known["slot"] or slot_of(role, known["prompt"]),
-        file=Path(known["file"]) if known["file"] else fetched,
+        file=Path(known["file"]) if known["file"] else Store(settings.store_folder).adapter(sha256),
         samples=tuple(Path(path) for path in known["samples"]),
         variant=known.get("variant", ""),
     )

@@ -30,6 +30,7 @@ from catalog.verify import Verdict, Verifier, licences_changed, publications
 from flows.plan import Base, Input, input_of
 from flows.settings import Problem, Settings
 from flows.shared_store import adapter_files, merge_files, mirror_of
+from flows.worker import fetch
 from ziplora.export import materialise
 from ziplora.failure import Failure
 from ziplora.merge import finished
@@ -75,6 +76,8 @@ def merged(catalogue: Catalogue, settings: Settings, merge_id: str) -> Merged:
         known = inputs_of(catalogue, settings, role)  # type: ignore[arg-type]  # the two words are the two roles
         if mirror is not None and sha256 in known:
             mirror.fetch(*adapter_files(known[sha256], store))
+        if sha256 in known:
+            fetch(known[sha256], Hub())
         if sha256 not in known or not known[sha256].file.is_file():
             fact = f"The {role} {sha256[:12]} of merge {merge_id[:12]} is not on this disk, or not usable any more."
             raise Problem("PARENT_MISSING", fact, f"ziplora why {sha256[:12]} tells what became of it.")
@@ -130,6 +133,9 @@ def released(catalogue: Catalogue, settings: Settings, merge_id: str) -> Iterato
     folder, mirror = store.previews(merge_id), mirror_of(settings)
     if mirror is not None:
         mirror.fetch_pictures(folder)
+    if not (folder / "previews.json").is_file():
+        fact = f"The pictures of merge {merge_id[:12]} were let go, and are part of what is published."
+        raise Problem("PICTURES_GONE", fact, f"ziplora show {merge_id[:12]} tells its scores.")
     record = json.loads((folder / "previews.json").read_text(encoding="utf-8"))
     scores = scores_by_merge(catalogue, merge_id).get(merge_id, ())
     with tempfile.TemporaryDirectory(prefix="ziplora-release-") as name:

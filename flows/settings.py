@@ -204,6 +204,18 @@ class PolicySettings(_Strict):
     )
 
 
+class KeepSettings(_Strict):
+    """What is let go at the end of a night, of a store in a folder; coefficients and rows are kept always."""
+
+    least_score: float = Field(default=0.0, ge=0, le=1, description="pictures of merges that score less go")
+    days: float | None = Field(default=None, gt=0, description="pictures of merges finished longer ago go")
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is let go."""
+        return self.least_score == 0 and self.days is None
+
+
 class PublishSettings(_Strict):
     """What leaves this machine, and only when `enabled`."""
 
@@ -233,6 +245,7 @@ class Settings(_Strict):
     scorers: ScorerSettings
     limits: Limits = Limits()
     policy: PolicySettings = PolicySettings()
+    keep: KeepSettings = KeepSettings()
     publish: PublishSettings = PublishSettings()
     merge_unknown_licences: bool = Field(default=False, description="locally; they are never published")
     merge_outliers: bool = Field(default=False, description="adapters that change weights absurdly much")

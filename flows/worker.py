@@ -105,14 +105,8 @@ class Worker:
         record.record_refusals(self.catalogue, [refusal])
 
     def bring(self, adapter: Input) -> None:
-        """Get an adapter from the Hub, with PEFT's configuration beside it if it has one."""
-        folder = adapter.file.parent
-        config = self.hub.published_file(adapter.name, adapter.revision, CONFIG_NAME)
-        if config is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_NAME).write_bytes(config)
-        source = Candidate(adapter.name, adapter.revision, adapter.file_name, None, adapter.sha256, CardFacts(), ())
-        self.hub.download(source, folder)
+        """Get an adapter that is not on this disk."""
+        fetch(adapter, self.hub)
 
     def merge(self, job: Job, progress: Progress) -> MergeResult:
         """Coefficients in the store, or those that are there."""
@@ -192,6 +186,17 @@ class Worker:
     def record_failure(self, job: Job, night_id: str, reason: facts.Reason) -> None:
         """Write down why a pair has no result."""
         record.record_failed(self.catalogue, merge_of(job), reason, night_id, datetime.now(UTC))
+
+
+def fetch(adapter: Input, hub: Hub) -> None:
+    """Get an adapter from the Hub, with PEFT's configuration beside it if it has one."""
+    folder = adapter.file.parent
+    config = hub.published_file(adapter.name, adapter.revision, CONFIG_NAME)
+    if config is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_NAME).write_bytes(config)
+    source = Candidate(adapter.name, adapter.revision, adapter.file_name, None, adapter.sha256, CardFacts(), ())
+    hub.download(source, folder)
 
 
 def merge_of(job: Job) -> facts.Merge:

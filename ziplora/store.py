@@ -21,6 +21,10 @@ class Store:
         """The tensors of a calibration; its facts lie beside them as JSON."""
         return self.root / "calibrations" / f"{calibration_id}.safetensors"
 
+    def adapter(self, sha256: str) -> Path:
+        """The copy of an adapter that was fetched."""
+        return self.root / "adapters" / sha256 / f"{sha256}.safetensors"
+
     def merge(self, merge_id: str) -> Path:
         """The folder of a merge."""
         return self.root / "merges" / merge_id

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete
 
 from catalog import record, schema
 from catalog.doctor import faults
@@ -101,7 +101,7 @@ def test_a_finished_merge_without_row_is_recorded(catalogue: Engine, store: Path
     before = export(catalogue, FROM_FILES)
     with catalogue.begin() as connection:
         for table in (schema.Score, schema.Merge):
-            connection.execute(table.__table__.delete().where(table.merge_id == LOST))
+            connection.execute(delete(table).where(table.merge_id == LOST))
     assert _codes(catalogue, store) == [("ROW_MISSING", LOST)]
     _mend(catalogue, store)
     assert _codes(catalogue, store) == []
