@@ -1,4 +1,4 @@
-"""All that is known of one adapter, one merge or one night, told in order."""
+"""All that is known of one adapter, pair, merge, publication or night, told in order."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -11,7 +11,19 @@ from sqlalchemy import Connection, Engine, func, or_, select
 from catalog.errors import CatalogueError
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, metric_of
 from catalog.names import adapter_names, find_adapter, find_merge, short
-from catalog.schema import Adapter, Alias, Failure, Merge, Night, Publication, Refusal, Score, Tombstone, reading
+from catalog.schema import (
+    Adapter,
+    Alias,
+    Failure,
+    Merge,
+    Night,
+    Publication,
+    Refusal,
+    Request,
+    Score,
+    Tombstone,
+    reading,
+)
 
 
 @dataclass(frozen=True)
@@ -26,9 +38,9 @@ class Event:
 class Story:
     """One item: what it is, what became of it, and how."""
 
-    kind: Literal["adapter", "merge", "refused file"]
+    kind: Literal["adapter", "pair", "merge", "refused file"]
     item: str
-    """Its id; of a refused file the repository."""
+    """Its id; of a refused file the repository, of a pair both adapters."""
     name: str
     status: str
     facts: Mapping[str, Any]
@@ -155,8 +167,14 @@ def lost(scores: Collection[ScoreSummary]) -> Reason | None:
 
 
 def story_of(engine: Engine, said: str) -> Story:
-    """The story of the adapter, merge or refused repository that is meant by a name or the beginning of an id."""
-    for find, tell in ((find_adapter, adapter_story), (find_merge, merge_story)):
+    """The story of what is meant by a name or the beginning of an id, or by two of them: `SUBJECT x STYLE`.
+
+    It is an adapter, a merge, a repository that a merge was published to, or one that was refused.
+    """
+    subject, separator, style = said.replace("×", "x").partition(" x ")
+    if separator:
+        return pair_story(engine, find_adapter(engine, subject, "subject"), find_adapter(engine, style, "style"))
+    for find, tell in ((find_adapter, adapter_story), (find_merge, merge_story), (_find_published, merge_story)):
         try:
             return tell(engine, find(engine, said))
         except CatalogueError as error:
@@ -168,6 +186,17 @@ def story_of(engine: Engine, said: str) -> Story:
     return Story(
         "refused file", refused[-1][0], short(refused[-1][0]), "rejected", {}, tuple(event for _, event in refused)
     )
+
+
+def _find_published(engine: Engine, said: str) -> str:
+    """The merge that was sent to a repository, or was to be."""
+    meant = or_(Publication.repository == said, Publication.repository.endswith(f"/{said}", autoescape=True))
+    latest = select(Publication.merge_id).where(meant).order_by(Publication.changed_at.desc())
+    with reading(engine).connect() as connection:
+        merge_id = connection.scalar(latest.limit(1))
+    if merge_id is None:
+        raise CatalogueError("NAME_UNKNOWN", f"No merge was published to {said!a}. See: ziplora pick")
+    return merge_id
 
 
 def _refusals(engine: Engine, said: str, sha256: str | None = None) -> list[tuple[str, Event]]:
@@ -208,6 +237,27 @@ def adapter_story(engine: Engine, sha256: str) -> Story:
     ]
     facts = {"role": row.role, "licence": row.licence, **row.facts}
     return Story("adapter", sha256, name, row.status, facts, _in_order(events))
+
+
+def pair_story(engine: Engine, subject: str, style: str) -> Story:
+    """Who asked for a subject in a style, and what became of each of its merges."""
+    asked = select(Request).where(Request.subject == subject, Request.style == style)
+    made = select(Merge).where(Merge.subject == subject, Merge.style == style).order_by(Merge.method, Merge.merge_id)
+    with reading(engine).connect() as connection:
+        request = connection.execute(asked).first()
+        merges = connection.execute(made).all()
+    events = [Event(request.requested_at, "Asked for.")] if request else []
+    events += [Event(request.closed_at, "All its merges are done.")] if request and request.closed_at else []
+    for row in merges:
+        told = merge_story(engine, row.merge_id).events
+        events += [Event(event.happened_at, f"{row.method}: {event.sentence}") for event in told]
+    counts = Counter(row.status for row in merges)
+    status = ", ".join(f"{word} ({count})" for word, count in _most_first(counts).items()) or "not planned"
+    facts = {
+        f"{row.method} {row.merge_id[:12]}": _because(row.status, row) if row.code else row.status for row in merges
+    }
+    names = adapter_names(engine)
+    return Story("pair", f"{subject} x {style}", f"{names[subject]} × {names[style]}", status, facts, _in_order(events))
 
 
 def merge_story(engine: Engine, merge_id: str) -> Story:

@@ -88,7 +88,7 @@ def show_item(item: str, catalogue: CatalogueUrl = HERE, as_json: AsJson = False
 
 
 def why(item: str, catalogue: CatalogueUrl = HERE, as_json: AsJson = False) -> None:
-    """The whole story of one adapter, merge or refused file."""
+    """The whole story of one adapter, merge, pair (SUBJECT x STYLE), publication or refused file."""
     from catalog.schema import open_catalogue
     from catalog.story import story_of
     from flows import show

@@ -194,3 +194,32 @@ def test_a_night_is_counted_by_code(named: Engine) -> None:
     assert latest_night(named) == "2026-11-28"
     with pytest.raises(CatalogueError, match="NIGHT_UNKNOWN"):
         night_summary(named, "never")
+
+
+@pytest.mark.parametrize("said", ["dog x neon", "me/dog-lora × you/Neon-lora", f"{DOG[:8]} x {NEON[:8]}"])
+def test_a_pair_tells_who_asked_and_what_became_of_each_merge(named: Engine, said: str) -> None:
+    record.record_request(named, DOG, NEON, minutes(-5))
+    record.record_request_closed(named, DOG, NEON, minutes(9))
+    record.record_skipped(named, merge(DOG, NEON, "ties"), DIVERGED)
+    story = story_of(named, said)
+    assert (story.kind, story.name, story.status) == ("pair", "dog × Neon", "done (2), skipped (1)")
+    assert story.facts[f"ties {merge(DOG, NEON, 'ties').merge_id[:12]}"].startswith("skipped: MERGE_DIVERGED. ")
+    sentences = [event.sentence for event in story.events]
+    assert (sentences[0], sentences[-1]) == ("Asked for.", "All its merges are done.")
+    assert {sentence.partition(":")[0] for sentence in sentences[1:-1]} == {"direct", "ziplora"}
+
+
+def test_a_pair_that_nobody_wanted_has_no_story_yet(named: Engine) -> None:
+    story = story_of(named, "teapot x ink")
+    assert (story.status, story.facts, story.events) == ("not planned", {}, ())
+    with pytest.raises(CatalogueError, match="NAME_UNKNOWN: No style"):
+        story_of(named, "dog x nobody")
+
+
+@pytest.mark.parametrize("said", ["me/dog-neon-1234", "dog-neon-1234"])
+def test_a_published_repository_tells_the_story_of_its_merge(named: Engine, said: str) -> None:
+    merge_id = merge(DOG, NEON, "direct").merge_id
+    record.record_publication(named, facts.Publication(merge_id, "me/dog-neon-1234", "committed", "c0ffee", minutes(3)))
+    story = story_of(named, said)
+    assert (story.kind, story.item) == ("merge", merge_id)
+    assert "me/dog-neon-1234: committed c0ffee." in [event.sentence for event in story.events]
