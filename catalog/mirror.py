@@ -84,6 +84,13 @@ class Mirror:
             for file in files:
                 self._get(file)
 
+    def fetch_all(self, pattern: str) -> None:
+        """Bring all records here whose names match, those that are here too: another machine may have changed them."""
+        with self._plainly():
+            names = self._files.glob(f"{self._root}/{pattern}")
+        with ThreadPoolExecutor(_FETCHED_AT_ONCE) as threads:
+            list(threads.map(self._get, [self._folder / name.removeprefix(f"{self._root}/") for name in names]))
+
     def send(self, *files: Path) -> None:
         """Put a result there that is not there: its files, the last one of which is its record."""
         if files and files[-1].is_file() and not self.is_there(files[-1]):

@@ -17,6 +17,7 @@ from catalog.licence import publication_gate
 from catalog.merge_card import merge_card
 from catalog.record import record_publication
 from catalog.release import CARD, PROVENANCE, Parent, Release
+from catalog.sidecars import keep_publication
 from catalog.story import lost
 
 _MADE_BY_THE_HUB = {".gitattributes"}
@@ -104,7 +105,9 @@ def _known(engine: Engine, release: Release, repository: str) -> facts.Publicati
 def _record(
     engine: Engine, release: Release, repository: str, status: facts.PublicationStatus, commit: str | None
 ) -> None:
-    record_publication(engine, facts.Publication(release.merge_id, repository, status, commit, datetime.now(UTC)))
+    publication = facts.Publication(release.merge_id, repository, status, commit, datetime.now(UTC))
+    keep_publication(release.coefficients.parent, publication)
+    record_publication(engine, publication)
 
 
 def commit_of(hub: Hub, repository: str, merge_id: str) -> str | None:

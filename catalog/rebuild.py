@@ -14,7 +14,7 @@ from catalog import record
 from catalog.errors import CatalogueError
 from catalog.facts import Reason
 from catalog.schema import Base, reading
-from catalog.sidecars import Unreadable, kept_adapters, kept_merges, kept_nights
+from catalog.sidecars import Unreadable, kept_adapters, kept_merges, kept_nights, kept_publications
 from catalog.successor import successor
 
 _ROWS_AT_A_TIME = 500
@@ -29,6 +29,7 @@ class Rebuilt:
     adapters: int
     merges: int
     """Finished ones, from their sidecars."""
+    publications: int
     copied: Mapping[str, int]
     """Rows of the earlier catalogue that no sidecar holds, by table."""
     left_out: tuple[tuple[str, Reason], ...]
@@ -47,8 +48,9 @@ def rebuild(url: str, store: Path) -> Rebuilt:
             sentence = f"{store} holds no night, and there is no catalogue to read. Is it the store of these settings?"
             raise CatalogueError("STORE_EMPTY", sentence)
         merges = _merges(new, store, left_out)
+        publications = _publications(new, store, left_out)
         copied = _copied(earlier, new, left_out) if earlier is not None else {}
-        return Rebuilt(nights, adapters, merges, copied, tuple(left_out), succession.aside)
+        return Rebuilt(nights, adapters, merges, publications, copied, tuple(left_out), succession.aside)
 
 
 def _readable(kept: Iterable[_T | Unreadable], left_out: list[tuple[str, Reason]]) -> Iterator[_T]:
@@ -93,6 +95,18 @@ def _merges(new: Engine, store: Path, left_out: list[tuple[str, Reason]]) -> int
         except IntegrityError:
             fact = "Its adapters, or its night, have no sidecar."
             left_out.append((kept.merge.merge_id, Reason("PARENT_UNKNOWN", fact, "run a night: it finds the result.")))
+    return count
+
+
+def _publications(new: Engine, store: Path, left_out: list[tuple[str, Reason]]) -> int:
+    count = 0
+    for publication in _readable(kept_publications(store), left_out):
+        try:
+            record.record_publication(new, publication)
+            count += 1
+        except IntegrityError:
+            fact = f"Merge {publication.merge_id[:12]}, which was sent there, is not finished in the store."
+            left_out.append((publication.repository, Reason("PARENT_UNKNOWN", fact, "see ziplora doctor CONFIG.")))
     return count
 
 

@@ -1,4 +1,5 @@
-"""Sidecars: JSON files in a store, beside the results, that hold what the rows of a catalogue hold.
+"""Sidecars: JSON files in a store, beside the results, that hold what the rows of a catalogue hold: of nights,
+adapters, finished merges with their scores, and publications.
 
 Each is written before its rows, so that a catalogue can be made anew from them.
 """
@@ -82,6 +83,14 @@ def keep_merge(store: Path, merge: facts.Merge, result: facts.Result, scores: Co
     _write(path, KeptMerge(merge, result, (*others, *scores)))
 
 
+def keep_publication(merge_folder: Path, publication: facts.Publication) -> None:
+    """How far a publication has come; word of an earlier step that arrives late changes nothing."""
+    path = merge_folder / "publications" / f"{publication.publication_id}.json"
+    earlier, order = _read(path, _publication), facts.PUBLICATION_ORDER
+    if not isinstance(earlier, facts.Publication) or order.index(earlier.status) < order.index(publication.status):
+        _write(path, publication)
+
+
 def kept_nights(store: Path) -> Iterator[KeptNight | Unreadable]:
     """All nights."""
     return _all(store / "nights", "*.json", lambda said: KeptNight(**_timed(said)))
@@ -102,7 +111,12 @@ def kept_merge(store: Path, merge_id: str) -> KeptMerge | Unreadable | None:
     return _read(store / "merges" / merge_id / MERGE_FACTS, _merge)
 
 
-def _write(path: Path, kept: KeptNight | KeptAdapter | KeptMerge) -> None:
+def kept_publications(store: Path) -> Iterator[facts.Publication | Unreadable]:
+    """All publications of finished merges."""
+    return _all(store / "merges", "*/publications/*.json", _publication)
+
+
+def _write(path: Path, kept: KeptNight | KeptAdapter | KeptMerge | facts.Publication) -> None:
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(asdict(kept), indent=1, default=_moment), encoding="ascii")
 
@@ -137,6 +151,10 @@ def _adapter(said: Mapping[str, Any]) -> KeptAdapter:
 def _merge(said: Mapping[str, Any]) -> KeptMerge:
     scores = tuple(facts.Score(**_timed(one)) for one in said["scores"])
     return KeptMerge(facts.Merge(**said["merge"]), facts.Result(**_timed(said["result"])), scores)
+
+
+def _publication(said: Mapping[str, Any]) -> facts.Publication:
+    return facts.Publication(**_timed(said))
 
 
 def _timed(said: Mapping[str, Any]) -> dict[str, Any]:

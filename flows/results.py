@@ -76,7 +76,7 @@ def merged(catalogue: Catalogue, settings: Settings, merge_id: str) -> Merged:
         known = inputs_of(catalogue, settings, role)  # type: ignore[arg-type]  # the two words are the two roles
         if mirror is not None and sha256 in known:
             mirror.fetch(*adapter_files(known[sha256], store))
-        if sha256 in known:
+        if sha256 in known and known[sha256].file == store.adapter(sha256) and not known[sha256].file.is_file():
             fetch(known[sha256], Hub())
         if sha256 not in known or not known[sha256].file.is_file():
             fact = f"The {role} {sha256[:12]} of merge {merge_id[:12]} is not on this disk, or not usable any more."

@@ -98,11 +98,12 @@ def test_pictures_that_were_not_to_be_kept_are_no_fault(catalogue: Engine, store
 
 
 def test_a_finished_merge_without_row_is_recorded(catalogue: Engine, store: Path) -> None:
+    unknown = merge(DOG, INK).merge_id
     before = export(catalogue, FROM_FILES)
     with catalogue.begin() as connection:
         for table in (schema.Score, schema.Merge):
-            connection.execute(delete(table).where(table.merge_id == LOST))
-    assert _codes(catalogue, store) == [("ROW_MISSING", LOST)]
+            connection.execute(delete(table).where(table.merge_id == unknown))
+    assert _codes(catalogue, store) == [("ROW_MISSING", unknown)]
     _mend(catalogue, store)
     assert _codes(catalogue, store) == []
     assert export(catalogue, FROM_FILES) == before

@@ -13,11 +13,11 @@ from catalog import facts, record, schema
 from catalog.errors import CatalogueError
 from catalog.rebuild import rebuild
 from catalog.schema import Base, open_catalogue
-from catalog.sidecars import KeptNight, keep_adapters, keep_merge, keep_night
+from catalog.sidecars import KeptNight, keep_adapters, keep_merge, keep_night, keep_publication
 
 from .samples import DIVERGED, DOG, INK, NEON, NIGHT, NOON, SCORERS, adapter, merge, minutes, result, rows, score
 
-FROM_FILES = (schema.Night, schema.Adapter, schema.Alias, schema.Merge, schema.Score)
+FROM_FILES = (schema.Night, schema.Adapter, schema.Alias, schema.Merge, schema.Score, schema.Publication)
 
 
 def export(engine: Engine, tables: tuple[type[Base], ...]) -> bytes:
@@ -63,6 +63,10 @@ def fill(engine: Engine, store: Path, name: str = HOSTILE, number: float = math.
             keep_merge(store, merged, measured, broken)
             record.record_done(engine, merged, measured)
             record.record_scores(engine, broken)
+    sent = facts.Publication(merge().merge_id, "me/dog", "withdrawn", "abc", minutes(8))
+    for publication in (sent, replace(sent, status="committed", changed_at=minutes(9))):  # the latter is late
+        keep_publication(store / "merges" / sent.merge_id, publication)
+        record.record_publication(engine, publication)
     keep_night(store, KeptNight(NIGHT, {"steps": 20}, NOON, minutes(9), {"merged": 2}))
     record.record_night_finished(engine, NIGHT, {"merged": 2}, minutes(9))
 
@@ -74,7 +78,7 @@ def known_to_the_catalogue_alone(engine: Engine) -> None:
     record.record_failed(engine, merge(method="direct"), DIVERGED, NIGHT, minutes(2))
     record.record_plan(engine, [merge(method="ties")])
     record.record_request(engine, DOG, INK, minutes(3))
-    record.record_publication(engine, facts.Publication(merge().merge_id, "me/dog", "withdrawn", "abc", minutes(8)))
+    record.record_publication(engine, facts.Publication(merge().merge_id, "me/old", "staged", None, minutes(8)))
 
 
 def _lose(engine: Engine, url: str) -> None:
@@ -93,7 +97,8 @@ def test_a_lost_catalogue_comes_back_byte_for_byte(catalogue: Engine, url: str, 
     before = export(catalogue, FROM_FILES)
     _lose(catalogue, url)
     made = rebuild(url, tmp_path)
-    assert (made.nights, made.adapters, made.merges, made.copied, made.left_out) == (1, 3, 2, {}, ())
+    assert (made.nights, made.adapters, made.merges, made.publications) == (1, 3, 2, 1)
+    assert (made.copied, made.left_out) == ({}, ())
     assert export_at(url, FROM_FILES) == before
 
 
@@ -177,7 +182,7 @@ def test_a_catalogue_that_somebody_has_open_is_left_alone(tmp_path: Path) -> Non
 def test_a_damaged_sidecar_costs_its_own_rows_alone(catalogue: Engine, url: str, tmp_path: Path, text: str) -> None:
     fill(catalogue, tmp_path)
     _lose(catalogue, url)
-    (tmp_path / "merges" / merge().merge_id / "facts.json").write_text(text)
+    (tmp_path / "merges" / merge(DOG, INK).merge_id / "facts.json").write_text(text)
     made = rebuild(url, tmp_path)
     assert (made.merges, [reason.code for _, reason in made.left_out]) == (1, ["SIDECAR_DAMAGED"])
 

@@ -1,5 +1,6 @@
 """A place of nights through bad days: the catalogue is lost, files are lost, old pictures go."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ def test_a_lost_catalogue_comes_back_and_nothing_is_done_again(place: Settle, zi
     assert export_at(there.catalogue, FROM_FILES) == before
     again = nightly(str(there.config))
     assert (again.merged, again.finished_before) == (0, 1)
+
+
+def test_a_catalogue_comes_back_from_what_other_machines_left_in_a_shared_store(
+    place: Settle, ziplora: Ziplora, tmp_path: Path
+) -> None:
+    there = place(**ONE, store=f"file://{tmp_path / 'shared'}")
+    nightly(str(there.config))
+    before = export_at(there.catalogue, FROM_FILES)
+    (there.folder / "catalog.sqlite").unlink()
+    shutil.rmtree(there.folder / "store" / "merges")
+    assert ziplora("rebuild", there.config, "--json").document["merges"] == 1
+    assert export_at(there.catalogue, FROM_FILES) == before
 
 
 def test_lost_coefficients_are_found_and_learned_again(place: Settle, ziplora: Ziplora) -> None:
