@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from catalog import record
 from catalog.errors import CatalogueError
-from catalog.facts import Reason
+from catalog.facts import Merge, Reason, Result, Score
 from catalog.schema import Base, reading
 from catalog.sidecars import Unreadable, kept_adapters, kept_merges, kept_nights, kept_publications
 from catalog.successor import successor
@@ -88,14 +88,27 @@ def _adapters(new: Engine, store: Path, left_out: list[tuple[str, Reason]]) -> i
 
 def _merges(new: Engine, store: Path, left_out: list[tuple[str, Reason]]) -> int:
     count = 0
-    for kept in _readable(kept_merges(store), left_out):
+    kept = ((one.merge, one.result, one.scores) for one in _readable(kept_merges(store), left_out))
+    while piece := list(islice(kept, _ROWS_AT_A_TIME)):
         try:
-            record.record_done(new, kept.merge, kept.result, kept.scores)
-            count += 1
+            record.record_all_done(new, piece)
+            count += len(piece)
         except IntegrityError:
-            fact = "Its adapters, or its night, have no sidecar."
-            left_out.append((kept.merge.merge_id, Reason("PARENT_UNKNOWN", fact, "run a night: it finds the result.")))
+            count += sum(_merge(new, *one, left_out) for one in piece)
     return count
+
+
+def _merge(
+    new: Engine, merge: Merge, result: Result, scores: Sequence[Score], left_out: list[tuple[str, Reason]]
+) -> bool:
+    """One merge of a piece in which not all could be recorded: whether this one could."""
+    try:
+        record.record_all_done(new, [(merge, result, scores)])
+    except IntegrityError:
+        fact = "Its adapters, or its night, have no sidecar."
+        left_out.append((merge.merge_id, Reason("PARENT_UNKNOWN", fact, "run a night: it finds the result.")))
+        return False
+    return True
 
 
 def _publications(new: Engine, store: Path, left_out: list[tuple[str, Reason]]) -> int:

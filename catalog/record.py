@@ -66,6 +66,11 @@ def _merge_row(merge: facts.Merge, status: facts.MergeStatus) -> Row:
     }
 
 
+def _score_row(score: facts.Score) -> Row:
+    derived = {"score_id": score.score_id, "position": score.position, "reason": score.unranked_because}
+    return {**vars(score), **derived}
+
+
 def record_night_started(engine: Engine, night_id: str, settings: Mapping[str, Any], started_at: datetime) -> None:
     """A night began; a second start of the same night changes nothing."""
     row = {"night_id": night_id, "settings": settings, "started_at": started_at}
@@ -174,6 +179,17 @@ def record_done(engine: Engine, merge: facts.Merge, result: facts.Result, scores
     return first
 
 
+def record_all_done(
+    engine: Engine, finished: Sequence[tuple[facts.Merge, facts.Result, Collection[facts.Score]]]
+) -> None:
+    """Many merges are finished that this catalogue knows nothing of: the same in one transaction."""
+    merges = {merge.merge_id: {**_merge_row(merge, "done"), **vars(result)} for merge, result, _ in finished}
+    scores = {score.score_id: _score_row(score) for *_, seen in finished for score in seen}
+    with engine.begin() as connection:
+        _put(connection, schema.Merge, merges)
+        _put(connection, schema.Score, scores)
+
+
 def record_lost(engine: Engine, merge_id: str) -> None:
     """The files of a finished merge are gone or damaged: it is to be done again."""
     with engine.begin() as connection:
@@ -215,15 +231,7 @@ def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
 
 
 def _put_scores(connection: Connection, scores: Collection[facts.Score]) -> None:
-    rows = {
-        score.score_id: {
-            "score_id": score.score_id,
-            **vars(score),
-            "position": score.position,
-            "reason": score.unranked_because,
-        }
-        for score in scores
-    }
+    rows = {score.score_id: _score_row(score) for score in scores}
     _put(connection, schema.Score, rows, ("value", "floor", "ceiling", "position", "reason", "scored_at"))
     table = schema.Score
     seen: dict[tuple[str, str], list[str]] = defaultdict(list)

@@ -295,7 +295,7 @@ def _close_requests(settings: Settings, base: Base, catalogue: Catalogue, found:
 
 
 def _counted(troubles: Sequence[tuple[str, Reason]]) -> Mapping[str, int]:
-    return Counter(reason.code for _, reason in troubles)
+    return dict(Counter(reason.code for _, reason in troubles))  # asdict makes pairs of a Counter's keys
 
 
 def _show(catalogue: Catalogue, report: Report, planned: Plan, others: Sequence[tuple[str, Reason]]) -> None:

@@ -140,7 +140,7 @@ def test_a_rebuild_that_fails_leaves_the_catalogue_as_it_was(
         raise CatalogueError("DISK_FULL", "No room.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(record, "record_done", full)
+        patched.setattr(record, "record_all_done", full)
         with pytest.raises(CatalogueError, match="DISK_FULL"):
             rebuild(url, tmp_path)
     assert export_at(url, ALL) == before
