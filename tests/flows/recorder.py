@@ -25,7 +25,7 @@ methods: [{method: direct}]
 scorers: {text: clip, subject: dino, style: clip}
 limits: {pairs: 10}
 """
-_SIDE = 30
+_SIDE = 50
 _SCORERS = ("clip-t:clip", "dino:dino:samples", "clip-i:clip:drawn")
 
 
