@@ -14,7 +14,7 @@ from catalog import record
 from catalog.errors import CatalogueError
 from catalog.facts import Merge, Reason, Result, Score
 from catalog.schema import Base, reading
-from catalog.sidecars import Unreadable, kept_adapters, kept_merges, kept_nights, kept_publications
+from catalog.sidecars import Unreadable, kept_adapters, kept_merges, kept_nights, kept_publications, kept_tombstones
 from catalog.successor import successor
 
 _ROWS_AT_A_TIME = 500
@@ -49,6 +49,8 @@ def rebuild(url: str, store: Path) -> Rebuilt:
             raise CatalogueError("STORE_EMPTY", sentence)
         merges = _merges(new, store, left_out)
         publications = _publications(new, store, left_out)
+        buried = list(_readable(kept_tombstones(store), left_out))
+        record.record_tombstones(new, buried, [one.name for one in buried if one.kind == "adapter"])
         copied = _copied(earlier, new, left_out) if earlier is not None else {}
         return Rebuilt(nights, adapters, merges, publications, copied, tuple(left_out), succession.aside)
 

@@ -1,5 +1,5 @@
 """Sidecars: JSON files in a store, beside the results, that hold what the rows of a catalogue hold: of nights,
-adapters, finished merges with their scores, and publications.
+adapters, finished merges with their scores, publications, and what was taken down.
 
 Each is written before its rows, so that a catalogue can be made anew from them.
 """
@@ -91,6 +91,13 @@ def keep_publication(merge_folder: Path, publication: facts.Publication) -> None
         _write(path, publication)
 
 
+def keep_tombstone(store: Path, tombstone: facts.Tombstone) -> None:
+    """A source was taken down; the first word counts."""
+    path = store / "tombstones" / f"{tombstone.tombstone_id}.json"
+    if not path.is_file():
+        _write(path, tombstone)
+
+
 def kept_nights(store: Path) -> Iterator[KeptNight | Unreadable]:
     """All nights."""
     return _all(store / "nights", "*.json", lambda said: KeptNight(**_timed(said)))
@@ -116,7 +123,12 @@ def kept_publications(store: Path) -> Iterator[facts.Publication | Unreadable]:
     return _all(store / "merges", "*/publications/*.json", _publication)
 
 
-def _write(path: Path, kept: KeptNight | KeptAdapter | KeptMerge | facts.Publication) -> None:
+def kept_tombstones(store: Path) -> Iterator[facts.Tombstone | Unreadable]:
+    """All that was taken down."""
+    return _all(store / "tombstones", "*.json", lambda said: facts.Tombstone(**_timed(said)))
+
+
+def _write(path: Path, kept: KeptNight | KeptAdapter | KeptMerge | facts.Publication | facts.Tombstone) -> None:
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(asdict(kept), indent=1, default=_moment), encoding="ascii")
 

@@ -12,6 +12,7 @@ from catalog.facts import Reason
 from catalog.hub import Hub
 from catalog.queries import all_settings
 from catalog.schema import Catalogue
+from catalog.sidecars import keep_tombstone
 from catalog.snapshot import write_snapshot
 from catalog.takedown import Reach, reach_of, withdraw
 from flows.plan import base_of
@@ -53,6 +54,8 @@ def take_down(catalogue: Catalogue, source: str, why: str, *, dry_run: bool) -> 
     )
     if dry_run:
         return found
+    for tombstone in reach.tombstones:
+        keep_tombstone(Path(settings.store_folder), tombstone)
     record.record_tombstones(catalogue, reach.tombstones, reach.adapters)  # first: a night may run at this moment
     refused = _withdraw(catalogue, reach)
     mirror = mirror_of(settings)
@@ -83,7 +86,7 @@ def _places(reach: Reach, settings: Settings, catalogue: Catalogue) -> Iterator[
     drawings = {_drawing(Settings.model_validate(said)) for said in all_settings(catalogue)}
     bases = {(recipe.base_model, recipe.base_revision) for recipe in recipes}
     for sha256 in reach.adapters:
-        yield store.root / "adapters" / sha256
+        yield store.adapter(sha256).parent
         for base in bases:
             yield from (store.single(Single(sha256, *base, drawing).single_id) for drawing in drawings)
     for merge_id, recipe in zip(reach.recipes, recipes, strict=True):

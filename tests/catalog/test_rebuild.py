@@ -11,9 +11,11 @@ from sqlalchemy import Engine, make_url
 
 from catalog import facts, record, schema
 from catalog.errors import CatalogueError
+from catalog.queries import finished_merge_ids
 from catalog.rebuild import rebuild
 from catalog.schema import Base, open_catalogue
-from catalog.sidecars import KeptNight, keep_adapters, keep_merge, keep_night, keep_publication
+from catalog.sidecars import KeptNight, keep_adapters, keep_merge, keep_night, keep_publication, keep_tombstone
+from catalog.takedown import tombstones
 
 from .samples import DIVERGED, DOG, INK, NEON, NIGHT, NOON, SCORERS, adapter, merge, minutes, result, rows, score
 
@@ -100,6 +102,17 @@ def test_a_lost_catalogue_comes_back_byte_for_byte(catalogue: Engine, url: str, 
     assert (made.nights, made.adapters, made.merges, made.publications) == (1, 3, 2, 1)
     assert (made.copied, made.left_out) == ({}, ())
     assert export_at(url, FROM_FILES) == before
+
+
+def test_what_was_taken_down_stays_so_in_a_catalogue_made_anew(catalogue: Engine, url: str, tmp_path: Path) -> None:
+    fill(catalogue, tmp_path)
+    keep_tombstone(tmp_path, facts.Tombstone("adapter", DOG, "its author asked", minutes(10)))
+    _lose(catalogue, url)
+    rebuild(url, tmp_path)
+    engine = open_catalogue(url)
+    assert tombstones(engine) == {DOG}
+    assert finished_merge_ids(engine) == frozenset()
+    engine.dispose()
 
 
 def test_what_only_the_catalogue_knew_is_copied_from_it(catalogue: Engine, url: str, tmp_path: Path) -> None:
