@@ -87,14 +87,22 @@ class OpenRequest:
     requested_at: datetime
 
 
-def _merge_ids(engine: Engine, status: MergeStatus) -> frozenset[str]:
+def _merge_ids(engine: Engine, status: MergeStatus, among: Collection[str] | None = None) -> frozenset[str]:
+    chosen = select(Merge.merge_id).where(Merge.status == status)
+    if among is not None:
+        chosen = chosen.where(Merge.merge_id.in_(among))
     with reading(engine).connect() as connection:
-        return frozenset(connection.scalars(select(Merge.merge_id).where(Merge.status == status)))
+        return frozenset(connection.scalars(chosen))
 
 
-def finished_merge_ids(engine: Engine) -> frozenset[str]:
-    """What a plan need not do again."""
-    return _merge_ids(engine, "done")
+def finished_merge_ids(engine: Engine, among: Collection[str] | None = None) -> frozenset[str]:
+    """What a plan need not do again: of all merges, or of these."""
+    return _merge_ids(engine, "done", among)
+
+
+def running_merge_ids(engine: Engine, among: Collection[str] | None = None) -> frozenset[str]:
+    """What a worker began and neither finished nor failed at: of all merges, or of these."""
+    return _merge_ids(engine, "running", among)
 
 
 def blocked_merge_ids(engine: Engine) -> frozenset[str]:

@@ -221,6 +221,35 @@ def record_failed(engine: Engine, merge: facts.Merge, reason: facts.Reason, nigh
         )
 
 
+def record_interrupted(engine: Engine, merge_id: str) -> None:
+    """A worker that began this merge was stopped, which tells nothing of the merge: it is `planned` again."""
+    with engine.begin() as connection:
+        _change_merge(connection, merge_id, ("running",), status="planned")
+
+
+def record_crashed(engine: Engine, merge_id: str, reason: facts.Reason, night_id: str, failed_at: datetime) -> bool:
+    """The process died while it did this merge: whether the catalogue had it as running.
+
+    Every such try counts, those of one night too; the third makes the merge `blocked`.
+    """
+    merge = schema.Merge
+    attempts = merge.attempts + 1
+    status = case((attempts >= facts.FAILURES_TO_BLOCK, "blocked"), else_="failed")
+    with engine.begin() as connection:
+        if not _change_merge(connection, merge_id, ("running",), status=status, attempts=attempts, **vars(reason)):
+            return False
+        tries = connection.scalar(select(merge.attempts).where(merge.merge_id == merge_id))
+        failure = {
+            "failure_id": facts.key(merge_id, night_id, tries or 0),
+            "merge_id": merge_id,
+            "night_id": night_id,
+            **vars(reason),
+            "failed_at": failed_at,
+        }
+        _put_new(connection, schema.Failure, failure)
+        return True
+
+
 def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
     """What scorers saw in all pictures of merges: a later look by the same scorer takes the place of the earlier one.
 

@@ -5,21 +5,44 @@ Names, prompts and reasons come from strangers: they stand in tables, whose cell
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
+from uuid import UUID
 
 import numpy as np
+from httpx import HTTPError
 from PIL import Image
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
+    create_progress_artifact,
     create_table_artifact,
+    update_progress_artifact,
 )
 
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, Reason
 from ziplora.sheet import contact_sheet
+
+_P = ParamSpec("_P")
+
+
+def _if_there(show: Callable[_P, None]) -> Callable[_P, None]:
+    """What is shown is for people to look at: a server that is away stops no work."""
+
+    @wraps(show)
+    def tried(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            show(*args, **kwargs)
+        except HTTPError as error:
+            get_run_logger().warning("The server does not show this: %s: %s", type(error).__name__, error)
+
+    return tried
+
 
 _SHEET_MERGES, _SHEET_COLUMNS, _SHEET_SIDE = 24, 6, 128
 """So a batch's sheet takes some 150 kB of the server's database."""
@@ -40,6 +63,24 @@ class Outcome:
     """Why it failed; None when it did not."""
 
 
+def progress_of(key: str, description: str) -> Callable[[int, int], None]:
+    """A bar in the UI; gives back what moves it on, to so many of so many."""
+    bars: list[UUID] = []
+
+    @_if_there
+    def show(done: int, total: int) -> None:
+        progress = 100.0 * done / total if total else 100.0
+        if bars:
+            update_progress_artifact(artifact_id=bars[0], progress=progress)
+        else:
+            made = create_progress_artifact(progress=progress, key=key, description=description)
+            bars.extend([made] if isinstance(made, UUID) else [])
+
+    show(0, 1)
+    return show
+
+
+@_if_there
 def show_batch(number: int, outcomes: Sequence[Outcome]) -> None:
     """A batch's merges: their scores, their pictures, and what failed."""
     done = [outcome for outcome in outcomes if outcome.reason is None]
@@ -53,6 +94,7 @@ def show_batch(number: int, outcomes: Sequence[Outcome]) -> None:
     show_troubles(f"batch-{number}-failed", "Merges that failed, and why", failed)
 
 
+@_if_there
 def show_troubles(key: str, description: str, troubles: Sequence[tuple[str, Reason]]) -> None:
     """Items that came to nothing, each with its reason; nothing where there are none."""
     table = [
@@ -62,6 +104,7 @@ def show_troubles(key: str, description: str, troubles: Sequence[tuple[str, Reas
         create_table_artifact(table=table, key=key, description=description)
 
 
+@_if_there
 def show_night(headline: str, counts: Sequence[tuple[str, str, int]], gallery: Path) -> None:
     """The night at a glance: a sentence, what came to how much, and where the pictures are."""
     lines = [f"## {headline}", "", "| | | |", "|---|---|---|"]

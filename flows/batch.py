@@ -1,20 +1,22 @@
 """One warm worker and a batch of pairs: every stage of every pair is a task, and no failure ends the batch."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from catalog.hub import UNANSWERED
-from flows.artifacts import Outcome, show_batch
+from catalog.queries import finished_merge_ids
+from catalog.schema import Catalogue
+from flows.artifacts import Outcome, progress_of, show_batch
 from flows.plan import Base, Job
 from flows.progress import tell
 from flows.settings import Settings
 from flows.sharing_worker import worker_for
+from flows.short_list import lacking_pictures
 from flows.tasks import fetch_pair, merge_pair, preview_pair, record_pair, score_pair
 from flows.trouble import reason_of
-from flows.worker import Worker, size_bytes
+from flows.worker import CRASHES, Worker, size_bytes
 
 
 @flow(name="merge-batch", flow_run_name="batch {number} of {night_id}", log_prints=False)
@@ -27,36 +29,50 @@ def merge_batch(
         get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", store, number)
         return []
     worker = worker_for(settings, base)
-    shown = create_progress_artifact(progress=0.0, key=f"batch-{number}", description=f"{len(jobs)} merges")
+    left = undone(settings, worker.catalogue, jobs)
+    show = progress_of(f"batch-{number}", f"{len(left)} merges")
     outcomes: list[Outcome] = []
-    for done, job in enumerate(jobs):
+    for done, job in enumerate(left):
         if datetime.now(UTC) > until:
-            get_run_logger().warning("limits.seconds are over: %d merges are left.", len(jobs) - done)
+            get_run_logger().warning("limits.seconds are over: %d merges are left.", len(left) - done)
             break
-        tell("merges", done, len(jobs))
+        tell("merges", done, len(left))
         outcomes.append(_outcome(worker, job, night_id))
-        if isinstance(shown, UUID):
-            update_progress_artifact(artifact_id=shown, progress=100.0 * (done + 1) / len(jobs))
-    tell("merges", len(outcomes), len(jobs))
+        show(done + 1, len(left))
+        reason = outcomes[-1].reason
+        if reason is not None and reason.code in CRASHES:
+            get_run_logger().warning("This process is given up: %d merges are left.", len(left) - done - 1)
+            break
+    tell("merges", len(outcomes), len(left))
     show_batch(number, outcomes)
     return outcomes
 
 
+def undone(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Those of these merges that are not finished, or that no scorer has seen in all pictures of the settings."""
+    finished = finished_merge_ids(catalogue, [job.recipe.merge_id for job in jobs])
+    lacking = {job.recipe.merge_id for job in lacking_pictures(settings, catalogue, jobs)}
+    return tuple(job for job in jobs if job.recipe.merge_id not in finished or job.recipe.merge_id in lacking)
+
+
 def _outcome(worker: Worker, job: Job, night_id: str) -> Outcome:
     merge_id = job.recipe.merge_id
-    try:
-        if not {job.subject.sha256, job.style.sha256} <= worker.at_hand:
-            fetch_pair(worker, job, night_id)
-        result = merge_pair(worker, job)
-        pictures = preview_pair(worker, job)
-        rows = score_pair(worker, job, pictures)
-        positions = record_pair(worker, job, night_id, result, rows)
-    except Exception as error:  # noqa: BLE001 - whatever one pair does, the night goes on
-        reason = reason_of(error)
-        get_run_logger().warning("%s: %s %s", job.name, reason.code, reason.fact)
-        if reason.code not in UNANSWERED:  # then it is left for the next night
-            worker.record_failure(job, night_id, reason)
-        return Outcome(merge_id, job.name, {}, 0.0, None, reason)
+    with worker.begun(job, night_id):
+        try:
+            if not {job.subject.sha256, job.style.sha256} <= worker.at_hand:
+                fetch_pair(worker, job, night_id)
+            result = merge_pair(worker, job)
+            pictures = preview_pair(worker, job)
+            rows = score_pair(worker, job, pictures)
+            positions = record_pair(worker, job, night_id, result, rows)
+        except Exception as error:  # noqa: BLE001 - whatever one pair does, the night goes on
+            reason = reason_of(error)
+            get_run_logger().warning("%s: %s %s", job.name, reason.code, reason.fact)
+            if reason.code in UNANSWERED:
+                worker.leave(job)
+            else:
+                worker.record_failure(job, night_id, reason)
+            return Outcome(merge_id, job.name, {}, 0.0, None, reason)
     scores = ", ".join(f"{metric} {position:.2f}" for metric, position in positions.items())
     get_run_logger().info("%s: merged in %.1f s; positions: %s.", job.name, result.seconds, scores)
     return Outcome(merge_id, job.name, positions, result.seconds, pictures.merge.paths[0], None)

@@ -1,19 +1,15 @@
 """One night: scan, plan, batches, gallery and snapshot, publish; and what became of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.deployments import run_deployment
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from catalog import record
 from catalog.errors import CatalogueError
@@ -27,19 +23,16 @@ from catalog.sidecars import KeptNight, keep_night
 from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
 from flows.artifacts import show_night, show_troubles
-from flows.batch import merge_batch
+from flows.fleet import Night, Workers, clear_up, merge_all
 from flows.missing import look_over
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
 from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
 from flows.retention import let_go
 from flows.scan import Found, is_unanswered, usable
-from flows.settings import Problem, Settings, load_settings
+from flows.settings import Settings, load_settings
 from flows.short_list import lacking_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
-
-MergeAll = Callable[[Settings, Sequence[Job]], list[tuple[str, Reason]]]
-"""Has merges done in batches; gives back the batches that were lost, and how."""
 
 
 class Request(BaseModel):
@@ -118,33 +111,6 @@ def plan_now(settings: Settings, base: Base, catalogue: Catalogue | None, found:
     return plan(settings, base, adapters, finished, blocked, requested)
 
 
-def batches(jobs: Sequence[Job], size: int) -> Iterator[tuple[Job, ...]]:
-    """The jobs in pieces, in order."""
-    for start in range(0, len(jobs), size):
-        yield tuple(jobs[start : start + size])
-
-
-@task(task_run_name="batch {number}", cache_policy=NO_CACHE, persist_result=False)
-def start_batch(
-    settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...], until: datetime
-) -> None:
-    """Have a worker of the gpu pool do a batch, and wait for it."""
-    parameters = {
-        "settings": settings.model_dump(mode="json"),
-        "base": asdict(base),
-        "night_id": night_id,
-        "number": number,
-        "jobs": TypeAdapter(tuple[Job, ...]).dump_python(jobs, mode="json"),
-        "until": until.isoformat(),
-    }
-    run: Any = run_deployment(
-        "merge-batch/merge-batch", parameters=parameters, flow_run_name=f"batch {number} of {night_id}"
-    )
-    if run.state is None or not run.state.is_completed():
-        ended = f"{run.state.name} {run.state.message or ''}" if run.state else "nobody knows how"
-        raise Problem("BATCH_LOST", f"Batch {number} ended: {ended.strip()}.", "its rest is done the next night.", 1)
-
-
 @task(task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish_night(settings: Settings, catalogue: Catalogue) -> tuple[list[Published], list[tuple[str, Reason]]]:
     """Send to the Hub what scores enough, when the settings say so."""
@@ -159,21 +125,24 @@ def show_results(settings: Settings, base: Base, catalogue: Catalogue) -> None:
 
 
 @flow(name="nightly", flow_run_name="night of {config}", log_prints=False)
-def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["here", "pool"] = "here") -> Report:
+def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = "here") -> Report:
     """Do one night of a CONFIG: `here` in this process, or by the workers of the gpu pool."""
     began = datetime.now(UTC)
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)
     night_id = f"{began:%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
-    night = KeptNight(night_id, settings.model_dump(mode="json"), began)
-    keep_night(settings.store_folder, night)
-    record.record_night_started(catalogue, night_id, night.settings, began)
+    kept = KeptNight(night_id, settings.model_dump(mode="json"), began)
+    keep_night(settings.store_folder, kept)
+    record.record_night_started(catalogue, night_id, kept.settings, began)
     log = get_run_logger()
     found, doubtful = scan_sources(settings, catalogue, night_id)
     fit = len(usable(found))
     log.info("%d adapters are usable, %d are not.", fit, len(found) - fit)
     misunderstood = ask_for(catalogue, requests)
     base = base_of(settings)
+    until = began + timedelta(seconds=settings.limits.seconds)
+    night = Night(night_id, settings, base, catalogue, workers, until)
+    clear_up(night)
     planned = plan_night(settings, base, catalogue, found)
     log.info(
         "%d merges are to do, %d are done, %d are skipped.",
@@ -181,13 +150,8 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
         len(planned.finished),
         len(planned.skipped),
     )
-    until = began + timedelta(seconds=settings.limits.seconds)
-    merge_all: MergeAll = partial(
-        _merge_all, base=base, night_id=night_id, numbers=count(1), workers=workers, until=until
-    )
-    lost = merge_all(settings, planned.jobs)
-    wanted = (*planned.finished, *planned.jobs)
-    short_listed, more_lost = _draw_short_list(settings, catalogue, wanted, merge_all)
+    lost = merge_all(night, settings, planned.jobs)
+    short_listed, more_lost = _draw_short_list(night, (*planned.finished, *planned.jobs))
     lost += more_lost
     _close_requests(settings, base, catalogue, found)
     publishes = settings.publish.enabled and doubtful is None
@@ -218,7 +182,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Literal["h
         snapshot=str(settings.snapshot),
     )
     ended = datetime.now(UTC)
-    keep_night(settings.store_folder, replace(night, finished_at=ended, summary=asdict(report)))
+    keep_night(settings.store_folder, replace(kept, finished_at=ended, summary=asdict(report)))
     record.record_night_finished(catalogue, night_id, asdict(report), ended)
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
     _show(catalogue, report, planned, [*misunderstood, *unpublished, *withheld, *lost])
@@ -241,43 +205,15 @@ def ask_for(catalogue: Catalogue, requests: Sequence[Request]) -> list[tuple[str
     return misunderstood
 
 
-def _merge_all(
-    settings: Settings,
-    jobs: Sequence[Job],
-    *,
-    base: Base,
-    night_id: str,
-    numbers: Iterator[int],
-    workers: Literal["here", "pool"],
-    until: datetime,
-) -> list[tuple[str, Reason]]:
-    """Have all batches done; gives back those that were lost, and how."""
-    numbered = [(next(numbers), batch) for batch in batches(jobs, settings.limits.batch)]
-    if workers == "here":
-        for number, batch in numbered:
-            merge_batch(settings, base, night_id, number, batch, until)
-        return []
-    runs = [start_batch.submit(settings, base, night_id, number, batch, until) for number, batch in numbered]
-    lost = []
-    for (number, _), run in zip(numbered, runs, strict=True):
-        said: object = run.result(raise_on_failure=False)
-        if isinstance(said, Exception):
-            fact = said.fact if isinstance(said, Problem) else f"{type(said).__name__}: {said}"
-            lost.append((f"batch {number}", Reason("BATCH_LOST", fact, "its rest is done the next night.")))
-    return lost
-
-
-def _draw_short_list(
-    settings: Settings, catalogue: Catalogue, jobs: Sequence[Job], merge_all: MergeAll
-) -> tuple[int, list[tuple[str, Reason]]]:
+def _draw_short_list(night: Night, jobs: Sequence[Job]) -> tuple[int, list[tuple[str, Reason]]]:
     """Have further pictures of the best merges drawn; gives back of how many they were, and what batches were lost."""
-    more = with_further_seeds(settings)
+    more = with_further_seeds(night.settings)
     tried: list[Job] = []
     lost: list[tuple[str, Reason]] = []
-    for lacking in rounds(settings, catalogue, jobs):
+    for lacking in rounds(night.settings, night.catalogue, jobs):
         tried += lacking
-        lost += merge_all(more, lacking)
-    return len(tried) - len(lacking_pictures(more, catalogue, tried)), lost
+        lost += merge_all(night, more, lacking)
+    return len(tried) - len(lacking_pictures(more, night.catalogue, tried)), lost
 
 
 def _left(catalogue: Catalogue, night_id: str, jobs: Sequence[Job]) -> list[Job]:

@@ -5,8 +5,8 @@ No Prefect here, so that a pair can be merged from anywhere; `tasks.py` shows th
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,6 +15,7 @@ from statistics import fmean
 
 from catalog import facts, record
 from catalog.candidate import Candidate, CardFacts
+from catalog.errors import CatalogueError
 from catalog.folder import sha256_of
 from catalog.hub import Hub
 from catalog.queries import result_of
@@ -31,6 +32,9 @@ from ziplora.score import Evidence, Scorer, ScorerSpec, load_scorer, score_merge
 from ziplora.store import Store
 
 Progress = Callable[[int, int], None]
+
+CRASHES = ("OUT_OF_MEMORY", "WORKER_DIED")
+"""Failures that may be the process's and not the pair's: it is tried again in a fresh process of the same night."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,29 @@ class Worker:
         record.record_done(self.catalogue, merge_of(job), measured, scores)
         return mean_positions(scores)
 
+    @contextmanager
+    def begun(self, job: Job, night_id: str) -> Iterator[None]:
+        """While it lasts, the catalogue has the merge as running; only a process that dies leaves it so."""
+        record.record_running(self.catalogue, merge_of(job), night_id)
+        try:
+            yield
+        except BaseException:
+            with suppress(CatalogueError):
+                self.leave(job)
+            raise
+
+    def leave(self, job: Job) -> None:
+        """Write down that nobody is at a pair any more, for no fault of its own."""
+        record.record_interrupted(self.catalogue, job.recipe.merge_id)
+
     def record_failure(self, job: Job, night_id: str, reason: facts.Reason) -> None:
         """Write down why a pair has no result."""
-        record.record_failed(self.catalogue, merge_of(job), reason, night_id, datetime.now(UTC))
+        now = datetime.now(UTC)
+        crashed = reason.code in CRASHES and record.record_crashed(
+            self.catalogue, job.recipe.merge_id, reason, night_id, now
+        )
+        if not crashed:
+            record.record_failed(self.catalogue, merge_of(job), reason, night_id, now)
 
 
 def fetch(adapter: Input, hub: Hub) -> None:

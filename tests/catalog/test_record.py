@@ -127,6 +127,30 @@ def test_three_failures_block_until_somebody_asks(catalogue: Engine) -> None:
     assert (_merge_row(catalogue).status, _merge_row(catalogue).attempts) == ("failed", 1)
 
 
+def test_every_death_of_a_running_merge_counts_once_and_the_third_blocks_it(catalogue: Engine) -> None:
+    start(catalogue)
+    died = facts.Reason("WORKER_DIED", "The process that merged it ended.", "See its log.")
+    for word in ("failed", "failed", "blocked"):
+        record.record_running(catalogue, merge(), NIGHT)
+        assert record.record_crashed(catalogue, merge().merge_id, died, NIGHT, minutes(1))
+        assert not record.record_crashed(catalogue, merge().merge_id, died, NIGHT, minutes(2))
+        assert (_merge_row(catalogue).status, _merge_row(catalogue).code) == (word, "WORKER_DIED")
+    assert len(rows(catalogue, schema.Failure)) == 3
+
+
+def test_a_merge_that_was_interrupted_is_planned_again_and_one_that_is_done_stays_done(catalogue: Engine) -> None:
+    start(catalogue)
+    record.record_running(catalogue, merge(), NIGHT)
+    assert queries.running_merge_ids(catalogue) == {merge().merge_id}
+    assert queries.running_merge_ids(catalogue, [DOG]) == set()
+    record.record_interrupted(catalogue, merge().merge_id)
+    assert (_merge_row(catalogue).status, _merge_row(catalogue).attempts) == ("planned", 0)
+    record.record_done(catalogue, merge(), result())
+    record.record_interrupted(catalogue, merge().merge_id)
+    assert queries.finished_merge_ids(catalogue, [merge().merge_id]) == {merge().merge_id}
+    assert queries.finished_merge_ids(catalogue, [DOG]) == set()
+
+
 def test_a_skipped_merge_that_is_planned_again_forgets_why(catalogue: Engine) -> None:
     start(catalogue)
     reason = facts.Reason("CONSENT", "The owner did not agree.", "Ask the owner.")

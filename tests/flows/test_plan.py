@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from catalog.facts import Role
-from flows.nightly import batches
+from flows.packing import packed
 from flows.plan import Base, Input, Plan, base_of, plan, slot_of
 from flows.settings import Settings, parse_settings
 
@@ -194,5 +194,20 @@ def test_a_local_base_is_known_by_its_content_and_one_of_the_hub_by_its_commit(t
 
 def test_a_batch_holds_what_the_settings_say() -> None:
     jobs = _planned(_settings()).jobs
-    assert [len(batch) for batch in batches(jobs, 3)] == [3, 1]
-    assert list(batches((), 3)) == []
+    assert [len(batch) for batch in packed(jobs, 3, {}, 1)] == [3, 1]
+    assert list(packed((), 3, {}, 1)) == []
+
+
+def test_batches_are_cut_by_what_merges_took_and_keep_the_methods_of_a_pair_together() -> None:
+    methods = [{"method": "ziplora"}, {"method": "direct"}]
+    jobs = _planned(_settings(methods=methods)).jobs
+    cut = list(packed(jobs, 50, {"ziplora": 1000.0, "direct": 1.0}, 1))
+    assert [len(batch) for batch in cut] == [2] * (len(jobs) // 2)
+    assert all(len({(job.subject.sha256, job.style.sha256) for job in batch}) == 1 for batch in cut)
+    assert [job for batch in cut for job in batch] == list(jobs)
+
+
+def test_several_workers_share_a_short_night() -> None:
+    jobs = _planned(_settings()).jobs
+    assert [len(batch) for batch in packed(jobs, 50, {}, 2)] == [1] * len(jobs)
+    assert [len(batch) for batch in packed(jobs, 50, {"ziplora-joint": 10.0}, 2)] == [len(jobs)], "a minute at least"

@@ -1,0 +1,38 @@
+"""Which merges go to one worker together: those that share adapters, and no more than may be lost with it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from statistics import fmean
+
+from flows.plan import Job
+
+_SHARES = 3
+"""Batches for each of several workers, so that they end at about the same time."""
+_LEAST_SECONDS, _MOST_SECONDS = 60.0, 1800.0
+"""A batch is worth the start of its process, and still small when a worker ends before it."""
+
+
+def packed(jobs: Sequence[Job], most: int, seconds: Mapping[str, float], workers: int) -> Iterator[tuple[Job, ...]]:
+    """Batches of at most so many merges, in the order of the plan, with the methods of a pair together if they fit.
+
+    `seconds` is what a merge took before, by method; what was not measured is taken for the mean of the others.
+    """
+    usual = fmean(seconds.values()) if seconds else 1.0
+    pairs = [tuple(pair) for _, pair in groupby(jobs, key=lambda job: (job.subject.sha256, job.style.sha256))]
+    costs = [sum(seconds.get(job.recipe.method, usual) for job in pair) for pair in pairs]
+    budget = sum(costs) / (workers * _SHARES if workers > 1 else 1)
+    if seconds:
+        budget = min(max(budget, _LEAST_SECONDS), _MOST_SECONDS)
+    batch: list[Job] = []
+    took = 0.0
+    for pair, cost in zip(pairs, costs, strict=True):
+        if batch and (len(batch) + len(pair) > most or took + cost > budget * 1.001):
+            yield tuple(batch)
+            batch, took = [], 0.0
+        batch += pair
+        took += cost
+        while len(batch) > most:
+            yield tuple(batch[:most])
+            batch = batch[most:]
+    if batch:
+        yield tuple(batch)

@@ -1,0 +1,114 @@
+"""What a dead process leaves behind is done in the same night, and a merge that kills its process is blocked."""
+
+import pytest
+from sqlalchemy import select
+
+from catalog import record
+from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, running_merge_ids
+from catalog.schema import Catalogue, Merge, open_catalogue
+from flows.nightly import nightly
+from flows.plan import Job
+from flows.worker import Progress, Worker
+from ziplora.failure import Failure
+from ziplora.recipe import MergeResult
+
+from .conftest import Settle
+from .world import DIRECT, Place
+
+_MERGE = Worker.merge
+
+
+def _merge(catalogue: Catalogue, merge_id: str) -> Merge:
+    with catalogue.connect() as connection:
+        return connection.execute(select(Merge.__table__).where(Merge.merge_id == merge_id)).one()  # type: ignore[return-value]
+
+
+def _fails(monkeypatch: pytest.MonkeyPatch, times: int, error: BaseException) -> list[str]:
+    """The first merge that is begun fails so often; gives back the merges in the order that they are begun."""
+    begun: list[str] = []
+
+    def merge(worker: Worker, job: Job, progress: Progress) -> MergeResult:
+        begun.append(job.recipe.merge_id)
+        if job.recipe.merge_id == begun[0] and begun.count(begun[0]) <= times:
+            raise error
+        return _MERGE(worker, job, progress)
+
+    monkeypatch.setattr(Worker, "merge", merge)
+    return begun
+
+
+def _interrupted(there: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A night that is stopped in its first merge."""
+    with monkeypatch.context() as patch:
+        begun = _fails(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            nightly(str(there.config))
+    return begun[0]
+
+
+def test_a_merge_that_lacked_memory_is_done_in_the_same_night(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT)
+    begun = _fails(monkeypatch, 2, Failure("OUT_OF_MEMORY", "The device cpu ran out of memory.", "take another."))
+    report = nightly(str(there.config))
+    assert (report.merged, report.failed, report.lost_batches) == (4, {"OUT_OF_MEMORY": 2}, 0)
+    assert begun[:3] == [begun[0]] * 3, "the batch ends at once, and another one begins with what it left"
+    assert len(begun) == 6, "what is done is not begun again"
+
+
+def test_a_merge_that_always_lacks_memory_is_blocked_and_the_others_are_done(
+    place: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = place(methods=DIRECT)
+    begun = _fails(monkeypatch, 99, Failure("OUT_OF_MEMORY", "The device cpu ran out of memory.", "take another."))
+    report = nightly(str(there.config))
+    catalogue = open_catalogue(there.catalogue)
+    assert (report.merged, report.failed) == (3, {"OUT_OF_MEMORY": 3})
+    assert blocked_merge_ids(catalogue) == {begun[0]}
+    assert begun.count(begun[0]) == 3
+
+
+def test_a_merge_whose_process_died_counts_as_a_try(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT)
+    merge_id = _interrupted(there, monkeypatch)
+    catalogue = open_catalogue(there.catalogue)
+    with catalogue.begin() as connection:  # as a process leaves it that has no time for anything
+        connection.execute(Merge.__table__.update().where(Merge.merge_id == merge_id).values(status="running"))  # type: ignore[attr-defined]
+    report = nightly(str(there.config))
+    assert (report.merged, report.failed) == (4, {"WORKER_DIED": 1})
+    (died,) = [one for one in failures_of(catalogue, report.night_id) if one.word == "failed"]
+    assert died.item == merge_id
+    assert _merge(catalogue, merge_id).attempts == 1
+
+
+def test_a_merge_that_was_stopped_is_planned_and_no_try_counts(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT)
+    merge_id = _interrupted(there, monkeypatch)
+    row = _merge(open_catalogue(there.catalogue), merge_id)
+    assert (row.status, row.attempts) == ("planned", 0)
+
+
+def test_the_catalogue_has_a_merge_as_running_while_it_is_done(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT)
+    seen = []
+
+    def merge(worker: Worker, job: Job, progress: Progress) -> MergeResult:
+        seen.append(running_merge_ids(worker.catalogue) == {job.recipe.merge_id})
+        return _MERGE(worker, job, progress)
+
+    monkeypatch.setattr(Worker, "merge", merge)
+    nightly(str(there.config))
+    assert seen == [True] * 4
+
+
+def test_a_merge_is_not_done_before_its_scores_are_there(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT, pairs={"include": ["robot-lora x neon-lora"]})
+
+    def no_scores(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "record_scores", no_scores)
+        with pytest.raises(KeyboardInterrupt):
+            nightly(str(there.config))
+    assert not finished_merge_ids(open_catalogue(there.catalogue))
+    assert nightly(str(there.config)).merged == 1
