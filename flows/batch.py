@@ -1,5 +1,6 @@
 """One warm worker and a batch of pairs: every stage of every pair is a task, and no failure ends the batch."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -8,6 +9,7 @@ from prefect import flow, get_run_logger
 from catalog.hub import UNANSWERED
 from catalog.queries import finished_merge_ids
 from catalog.schema import Catalogue
+from flows.alive import show_alive
 from flows.artifacts import Outcome, progress_of, show_batch
 from flows.plan import Base, Job
 from flows.progress import tell
@@ -17,6 +19,9 @@ from flows.short_list import lacking_pictures
 from flows.tasks import fetch_pair, merge_pair, preview_pair, record_pair, score_pair
 from flows.trouble import reason_of
 from flows.worker import CRASHES, Worker, size_bytes
+from ziplora.memory import free_bytes
+
+_MEMORY_SECONDS = 30.0
 
 
 @flow(name="merge-batch", flow_run_name="batch {number} of {night_id}", log_prints=False)
@@ -24,10 +29,12 @@ def merge_batch(
     settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...], until: datetime
 ) -> list[Outcome]:
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
+    show_alive()
     store = settings.store_folder
     if size_bytes(store) > settings.limits.store_bytes:
         get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", store, number)
         return []
+    wait_for_memory(settings, until)
     worker = worker_for(settings, base)
     left = undone(settings, worker.catalogue, jobs)
     show = progress_of(f"batch-{number}", f"{len(left)} merges")
@@ -46,6 +53,14 @@ def merge_batch(
     tell("merges", len(outcomes), len(left))
     show_batch(number, outcomes)
     return outcomes
+
+
+def wait_for_memory(settings: Settings, until: datetime) -> None:
+    """Wait as long as somebody else has the memory of the card that a batch needs."""
+    needed = settings.limits.free_gpu_bytes
+    while (free := free_bytes(settings.device)) is not None and free < needed and datetime.now(UTC) < until:
+        get_run_logger().warning("waiting: %.0f GB needed, %.0f GB free", needed / 1e9, free / 1e9)
+        time.sleep(_MEMORY_SECONDS)
 
 
 def undone(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> tuple[Job, ...]:

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows.settings import Problem, Problems, quiet_libraries
-from flows.verbs import adapters, catalogue, history, hub, machine, night
+from flows.verbs import adapters, catalogue, fleet, history, hub, machine, night
 
 app = typer.Typer(
     add_completion=False,
@@ -43,6 +43,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "rebuild": history.rebuild,
     "rescore": history.rescore,
     "doctor": machine.doctor,
+    "deploy": fleet.deploy,
+    "worker": fleet.worker,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)

@@ -187,7 +187,8 @@ class Limits(_Strict):
     pairs: int = Field(default=10_000, ge=1)
     seconds: float = Field(default=12 * 3600, gt=0)
     store_bytes: int = Field(default=500_000_000_000, gt=0, description="on this disk; free space is checked too")
-    batch: int = Field(default=50, ge=1, le=1000, description="pairs merged by one warm worker")
+    batch: int = Field(default=50, ge=1, le=1000, description="merges of one warm worker, at most")
+    free_gpu_bytes: int = Field(default=0, ge=0, description="a batch waits until so much memory of its card is free")
 
 
 class PolicySettings(_Strict):
@@ -383,6 +384,19 @@ def _placed(settings: Settings, beside: Path) -> Settings:
 def prefect_api_url() -> str | None:
     """The Prefect server that people watch, if there is one."""
     return os.environ.get("PREFECT_API_URL")
+
+
+def runs_folder() -> Path | None:
+    """Where a run shows that it lives, if a worker of ours started it."""
+    folder = os.environ.get("ZIPLORA_RUNS")
+    return Path(folder) if folder else None
+
+
+def worker_environment(runs: Path, card: int | None) -> dict[str, str]:
+    """What a worker of ours hands on to its runs: their folder, their card, and a heart that beats every 30 s."""
+    usual = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    own = {"ZIPLORA_RUNS": str(runs)} | ({"CUDA_VISIBLE_DEVICES": str(card)} if card is not None else {})
+    return usual | dict(os.environ) | own
 
 
 def quiet_libraries() -> None:

@@ -116,3 +116,11 @@ def _fact(device: torch.device) -> str:
         f"{torch.cuda.get_device_name(device)} ran out of memory: of its {total / _GIB:.1f} GiB"
         f" {(total - free) / _GIB:.1f} were in use, {own / _GIB:.1f} by tensors of this process."
     )
+
+
+def free_bytes(device: str) -> int | None:
+    """How much memory of the card that `device` means is free for anybody; None where it means no card."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    return int(free)

@@ -20,8 +20,8 @@ from catalog.schema import open_catalogue
 
 from .world import DIRECT, MORE_PICTURES, Place, settle
 
-_ROOT = Path(__file__).parents[2]
-_PREFECT = Path(sys.executable).with_name("prefect")
+_PREFECT = [sys.executable, "-m", "prefect"]
+_ZIPLORA = [sys.executable, "-c", "from flows.cli import main; main()"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Server:
     url: str
     environment: dict[str, str]
 
-    def run(self, *arguments: str) -> str:
-        """What a command of Prefect's prints."""
-        command = [str(_PREFECT), "--no-prompt", *arguments]
+    def ziplora(self, *arguments: str) -> Any:
+        """What a command says with --json."""
+        command = [*_ZIPLORA, *arguments, "--json"]
         folder = self.environment["PWD"]
         done = subprocess.run(command, env=self.environment, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
-        return done.stdout
+        return json.loads(done.stdout)
 
     def ask(self, path: str, body: object = None) -> Any:
         """The API's answer."""
@@ -49,16 +49,15 @@ class Server:
 
 @contextmanager
 def _running(arguments: Sequence[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / f"{arguments[0]}-{arguments[-1].strip('/')}.log").open("wb") as log:
-        command = [str(_PREFECT), *arguments]
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+    with (folder / f"{arguments[3]}.log").open("wb") as log:
+        process = subprocess.Popen(arguments, env=environment, cwd=folder, stdout=log, stderr=log)
         try:
             yield process
         finally:
             process.terminate()
             try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:  # a worker hears nothing where its shell ignores interrupts
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
@@ -91,7 +90,6 @@ def prefect_server(folder: Path) -> Iterator[Server]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
     server = Server(url, environment)
 
@@ -101,22 +99,18 @@ def prefect_server(folder: Path) -> Iterator[Server]:
         except OSError:
             return False
 
-    with _running(["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, folder):
+    with _running([*_PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, folder):
         _until(healthy, 180)
         yield server
 
 
 @contextmanager
 def deployed(folder: Path) -> Iterator[Server]:
-    """A server with the deployments of prefect.yaml, and a worker for each of its two pools."""
+    """A server with all that nights of a folder's CONFIG need, and this machine's workers."""
     with ExitStack() as stack:
         server = stack.enter_context(prefect_server(folder))
-        for pool in ("orchestrate", "gpu"):
-            server.run("work-pool", "create", pool, "--type", "process")
-        server.run("deploy", "--all", "--prefect-file", str(_ROOT / "prefect.yaml"))
-        for pool in ("orchestrate", "gpu"):
-            work = ["worker", "start", "--limit", "1", "--pool", pool]
-            stack.enter_context(_running(work, server.environment, folder))
+        assert {one["was_there"] for one in server.ziplora("deploy", "night.yaml")} == {False}
+        stack.enter_context(_running([*_ZIPLORA, "worker", "--orchestrate"], server.environment, folder))
         yield server
 
 

@@ -1,0 +1,153 @@
+"""What a Prefect server needs to run nights on a fleet: pools, deployments, and automations for what dies."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from prefect.workers.process import ProcessWorker
+
+from flows.settings import Problem, load_settings
+
+DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+POOLS = ("orchestrate", "gpu")
+"""The night has a pool of its own: inside a gpu pool with one slot it would wait for itself."""
+
+_SILENT = timedelta(seconds=100)
+"""Three heartbeats, as `ziplora worker` sets them, and some."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something the server has now, and whether it had it before."""
+
+    kind: str
+    name: str
+    was_there: bool
+
+
+def deploy(config: Path) -> list[Part]:
+    """See that the server has all that nights of this CONFIG need; what is there is kept, or brought up to date."""
+    load_settings(config)
+    with get_client(sync_client=True) as client:
+        _check(client)
+        return [*_pools(client), *_deployments(client, config), *_automations(client)]
+
+
+def _check(client: SyncPrefectClient) -> None:
+    """Raise unless there is a server that answers."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise Problem("SERVER_UNKNOWN", "No Prefect server is named.", "set PREFECT_API_URL, http://HOST:4200/api", 3)
+    error = client.api_healthcheck()
+    if error is not None:
+        fact = f"The Prefect server at {url} does not answer ({type(error).__name__})."
+        raise Problem("SERVER_AWAY", fact, "start it with: prefect server start", 3)
+
+
+def _pools(client: SyncPrefectClient) -> Iterator[Part]:
+    template = ProcessWorker.get_default_base_job_template()
+    for name in POOLS:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+            yield Part("work pool", name, was_there=False)
+        except ObjectAlreadyExists:
+            yield Part("work pool", name, was_there=True)
+
+
+def _deployments(client: SyncPrefectClient, config: Path) -> Iterator[Part]:
+    """Those of prefect.yaml, by Prefect's own command."""
+    wanted = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+    before = {one["name"]: _deployment(client, one["name"]) for one in wanted}
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)],
+        env={**os.environ, "ZIPLORA_CONFIG": str(config.absolute())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lost = [name for name in before if _deployment(client, name) is None]
+    if done.returncode or lost:
+        said = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise Problem("NOT_DEPLOYED", f"Prefect did not deploy {', '.join(lost) or 'them'}: {said}.", "mend it.", 3)
+    yield from (Part("deployment", name, was_there=known is not None) for name, known in before.items())
+
+
+def _deployment(client: SyncPrefectClient, name: str) -> UUID | None:
+    try:
+        found: UUID = client.read_deployment_by_name(f"{name}/{name}").id
+    except ObjectNotFound:
+        return None
+    return found
+
+
+def _automations(client: SyncPrefectClient) -> Iterator[Part]:
+    for automation in (_lost_runs(), _lost_nights(_deployment(client, "nightly"))):
+        known = client.read_automations_by_name(automation.name)
+        if known:
+            client.update_automation(known[0].id, automation)
+        else:
+            client.create_automation(automation)
+        yield Part("automation", automation.name, was_there=bool(known))
+
+
+_ENDS = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
+_HEARTBEAT = "prefect.flow-run.heartbeat"
+
+
+def _lost_runs() -> AutomationCore:
+    """A machine that is lost says nothing: a run without heartbeats has crashed."""
+    return AutomationCore(
+        name="ziplora: runs without heartbeat have crashed",
+        trigger=EventTrigger(
+            after={_HEARTBEAT},
+            expect={_HEARTBEAT, *_ENDS},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=_SILENT,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message="No heartbeat: its process or machine is lost.",
+                force=False,
+            )
+        ],
+    )
+
+
+def _lost_nights(nightly: UUID | None) -> AutomationCore:
+    """A night that crashed goes on at once: what it did is in the catalogue."""
+    related: dict[str, Any] = {
+        "prefect.resource.id": [f"prefect.deployment.{nightly}"],
+        "prefect.resource.role": ["deployment"],
+    }
+    return AutomationCore(
+        name="ziplora: a night that crashed goes on",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(related),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[RunDeployment(source="selected", deployment_id=nightly, parameters=None, job_variables=None)],
+    )

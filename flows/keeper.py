@@ -1,0 +1,147 @@
+"""Keeps Prefect workers at work on this machine: one for each card, each with a single batch at a time."""
+
+import fcntl
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import TextIO
+
+from httpx import HTTPError
+from prefect.settings import PREFECT_HOME
+
+from flows.alive import living
+from flows.settings import Problem, worker_environment
+
+_AGAIN_SECONDS = 5.0
+"""Between two starts of one worker."""
+_GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where a worker is to be: its pool, and its card if it has one."""
+
+    pool: str
+    card: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it, in the Prefect UI too."""
+        place = self.pool if self.pool != "gpu" else "cpu" if self.card is None else f"gpu{self.card}"
+        return f"{platform.node()}-{place}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs show that they live."""
+        return Path(PREFECT_HOME.value()) / "ziplora" / self.name
+
+
+@dataclass
+class Kept:
+    """A worker that is looked after."""
+
+    post: Post
+    lock: TextIO
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    starts: int = 0
+    waits_for: list[int] = field(default_factory=list)
+
+
+def cards() -> list[int]:
+    """The numbers of this machine's cards."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [int(line) for line in said.stdout.split()] if said.returncode == 0 else []
+
+
+def posts(chosen: Sequence[int], *, merge: bool, orchestrate: bool) -> list[Post]:
+    """The workers for these cards, or for all there are, or for none on a machine without; and the one that plans."""
+    there = cards()
+    missing = sorted(set(chosen) - set(there))
+    if missing:
+        raise Problem("NO_CARD", f"There is no card {missing[0]}: nvidia-smi has {there}.", "name one of these.", 3)
+    numbers: list[int | None] = [*(chosen or there)] or [None]
+    wanted = [Post("gpu", number) for number in numbers] if merge else []
+    return [*wanted, *([Post("orchestrate")] if orchestrate else [])]
+
+
+def keep(wanted: Sequence[Post], say: Callable[[str], None]) -> list[Kept]:
+    """Have a worker at each of these posts until SIGTERM or SIGINT, and start again those that die."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    kept = [Kept(post, _lock(post)) for post in wanted]
+    while not stop.wait(1.0):
+        for one in kept:
+            try:
+                _look_after(one, say)
+            except HTTPError as error:  # the server is away, and comes back
+                say(f"{one.post.name}: the server does not answer ({type(error).__name__})")
+    for one in kept:
+        _stop(one)
+    return kept
+
+
+def _lock(post: Post) -> TextIO:
+    """A lock that is held as long as this process or its worker lives."""
+    post.folder.mkdir(parents=True, exist_ok=True)
+    lock = (post.folder / "lock").open("w", encoding="ascii")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Problem("WORKER_THERE", f"{post.name} is at work on this machine.", "stop it first.", 3) from error
+    return lock
+
+
+def _look_after(one: Kept, say: Callable[[str], None]) -> None:
+    alive = living(one.post.folder)
+    if one.process is not None:
+        if one.process.poll() is None:
+            return
+        say(f"{one.post.name} ended with {one.process.returncode}")
+        one.process = None
+    busy = [mark.process for mark in alive]
+    if busy:  # its worker died, the run goes on: two of them would share the card
+        if busy != one.waits_for:
+            say(f"{one.post.name} waits for process {busy[0]}, which does what its last worker gave it")
+        one.waits_for = busy
+    elif time.monotonic() - one.started > _AGAIN_SECONDS:
+        one.process, one.started, one.starts = _start(one), time.monotonic(), one.starts + 1
+        say(f"{one.post.name} is at work")
+
+
+def _start(one: Kept) -> subprocess.Popen[bytes]:
+    work = ["worker", "start", "--pool", one.post.pool, "--type", "process", "--limit", "1", "--name", one.post.name]
+    environment = worker_environment(one.post.folder, one.post.card)
+    command = [sys.executable, "-m", "prefect", *work]
+    return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[one.lock.fileno()])
+
+
+def _stop(one: Kept) -> None:
+    """End a worker and what it runs; the run is Crashed at once, and the night begins its rest again elsewhere."""
+    if one.process is not None:
+        one.process.terminate()
+        try:
+            one.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+    with suppress(HTTPError):
+        end = time.monotonic() + _GRACE_SECONDS
+        while (alive := living(one.post.folder)) and time.monotonic() < end:
+            for mark in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(mark.process, signal.SIGTERM)
+            time.sleep(1.0)
