@@ -18,6 +18,10 @@ from prefect.states import Crashed
 
 from flows.settings import runs_folder
 
+GONE = "Its process and its worker are gone."
+SILENT = "No heartbeat: its process or machine is lost."
+"""Ends that tell nothing of what a process was at: whole machines come and go."""
+
 _held: list[TextIO] = []
 """Open until the process ends."""
 
@@ -62,4 +66,4 @@ def _bury(run_id: UUID) -> None:
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         state = client.read_flow_run(run_id).state
         if state is not None and not state.is_final():
-            client.set_flow_run_state(run_id, Crashed(message="Its process and its worker are gone."), force=True)
+            client.set_flow_run_state(run_id, Crashed(message=GONE), force=True)

@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
+from flows.alive import SILENT
 from flows.settings import Problem, load_settings
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
@@ -126,7 +127,7 @@ def _lost_runs() -> AutomationCore:
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
-                message="No heartbeat: its process or machine is lost.",
+                message=SILENT,
                 force=False,
             )
         ],

@@ -34,6 +34,7 @@ from catalog.errors import CatalogueError
 from catalog.facts import Reason
 from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method
 from catalog.schema import Catalogue
+from flows.alive import GONE, SILENT
 from flows.batch import merge_batch, undone
 from flows.packing import packed
 from flows.plan import Base, Job
@@ -176,7 +177,7 @@ def _settle(night: Night, batch: Batch, run: FlowRun) -> Batch | Reason | None:
         return Reason("BATCH_LOST", f"Batch {batch.number} ended: {ended}.", "its rest is done the next night.")
     merge_ids = [job.recipe.merge_id for job in batch.jobs]
     for merge_id in running_merge_ids(night.catalogue, merge_ids):
-        if state is not None and state.type == StateType.CRASHED:
+        if state is not None and state.type == StateType.CRASHED and state.message not in (GONE, SILENT):
             _crashed(night, merge_id, f"The process that merged it ended: {ended}", _last_lines(run.id))
         else:
             record.record_interrupted(night.catalogue, merge_id)
