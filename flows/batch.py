@@ -9,7 +9,6 @@ from prefect import flow, get_run_logger
 from catalog.hub import UNANSWERED
 from catalog.queries import finished_merge_ids
 from catalog.schema import Catalogue
-from flows.alive import show_alive
 from flows.artifacts import Outcome, progress_of, show_batch
 from flows.plan import Base, Job
 from flows.progress import tell
@@ -29,7 +28,6 @@ def merge_batch(
     settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...], until: datetime
 ) -> list[Outcome]:
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
-    show_alive()
     store = settings.store_folder
     if size_bytes(store) > settings.limits.store_bytes:
         get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", store, number)

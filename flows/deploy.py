@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
-from flows.alive import SILENT
+from flows.gone import SILENT
 from flows.settings import Problem, load_settings
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")

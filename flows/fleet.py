@@ -34,8 +34,8 @@ from catalog.errors import CatalogueError
 from catalog.facts import Reason
 from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method
 from catalog.schema import Catalogue
-from flows.alive import GONE, SILENT
 from flows.batch import merge_batch, undone
+from flows.gone import GONE, SILENT
 from flows.packing import packed
 from flows.plan import Base, Job
 from flows.settings import Problem, Settings
@@ -230,11 +230,13 @@ def clear_up(night: Night) -> None:
 def _cancel_batches() -> None:
     """Stop the batches of a night that is over: this one plans their rest anew."""
     open_states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states))
+    left = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
+    batches = FlowFilter(name=FlowFilterName(any_=["merge-batch"]))
+    told: set[UUID] = set()
     with get_client(sync_client=True) as client:
-        while runs := client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=["merge-batch"])),
-            flow_run_filter=FlowRunFilter(state=state),
-        ):
-            for run in runs:
+        while new := [
+            one for one in client.read_flow_runs(flow_filter=batches, flow_run_filter=left) if one.id not in told
+        ]:
+            for run in new:
                 client.set_flow_run_state(run.id, Cancelling(message="Its night is over."))
+                told.add(run.id)

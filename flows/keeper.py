@@ -18,11 +18,13 @@ from typing import TextIO
 from httpx import HTTPError
 from prefect.settings import PREFECT_HOME
 
-from flows.alive import living
+from flows.gone import living
 from flows.settings import Problem, worker_environment
 
 _AGAIN_SECONDS = 5.0
 """Between two starts of one worker."""
+_LOOK_SECONDS = 20.0
+"""Between two looks for runs that nobody does any more."""
 _GRACE_SECONDS = 30.0
 
 
@@ -39,11 +41,6 @@ class Post:
         place = self.pool if self.pool != "gpu" else "cpu" if self.card is None else f"gpu{self.card}"
         return f"{platform.node()}-{place}"
 
-    @property
-    def folder(self) -> Path:
-        """Where its runs show that they live."""
-        return Path(PREFECT_HOME.value()) / "ziplora" / self.name
-
 
 @dataclass
 class Kept:
@@ -54,6 +51,7 @@ class Kept:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     starts: int = 0
+    looked: float = 0.0
     waits_for: list[int] = field(default_factory=list)
 
 
@@ -96,8 +94,9 @@ def keep(wanted: Sequence[Post], say: Callable[[str], None]) -> list[Kept]:
 
 def _lock(post: Post) -> TextIO:
     """A lock that is held as long as this process or its worker lives."""
-    post.folder.mkdir(parents=True, exist_ok=True)
-    lock = (post.folder / "lock").open("w", encoding="ascii")
+    folder = Path(PREFECT_HOME.value()) / "workers"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / f"{post.name}.lock").open("w", encoding="ascii")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -106,25 +105,25 @@ def _lock(post: Post) -> TextIO:
 
 
 def _look_after(one: Kept, say: Callable[[str], None]) -> None:
-    alive = living(one.post.folder)
-    if one.process is not None:
-        if one.process.poll() is None:
-            return
+    if one.process is not None and one.process.poll() is not None:
         say(f"{one.post.name} ended with {one.process.returncode}")
-        one.process = None
-    busy = [mark.process for mark in alive]
-    if busy:  # its worker died, the run goes on: two of them would share the card
+        one.process, one.looked = None, 0.0
+    if time.monotonic() - one.looked < (_AGAIN_SECONDS if one.process is None else _LOOK_SECONDS):
+        return
+    one.looked = time.monotonic()
+    busy = living(one.post.pool, one.post.name)
+    if one.process is None and busy:  # its worker died, the run goes on: two of them would share the card
         if busy != one.waits_for:
             say(f"{one.post.name} waits for process {busy[0]}, which does what its last worker gave it")
         one.waits_for = busy
-    elif time.monotonic() - one.started > _AGAIN_SECONDS:
+    elif one.process is None and time.monotonic() - one.started > _AGAIN_SECONDS:
         one.process, one.started, one.starts = _start(one), time.monotonic(), one.starts + 1
         say(f"{one.post.name} is at work")
 
 
 def _start(one: Kept) -> subprocess.Popen[bytes]:
     work = ["worker", "start", "--pool", one.post.pool, "--type", "process", "--limit", "1", "--name", one.post.name]
-    environment = worker_environment(one.post.folder, one.post.card)
+    environment = worker_environment(one.post.card)
     command = [sys.executable, "-m", "prefect", *work]
     return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[one.lock.fileno()])
 
@@ -140,8 +139,8 @@ def _stop(one: Kept) -> None:
             one.process.wait()
     with suppress(HTTPError):
         end = time.monotonic() + _GRACE_SECONDS
-        while (alive := living(one.post.folder)) and time.monotonic() < end:
-            for mark in alive:
+        while (busy := living(one.post.pool, one.post.name)) and time.monotonic() < end:
+            for process in busy:
                 with suppress(ProcessLookupError):
-                    os.kill(mark.process, signal.SIGTERM)
+                    os.kill(process, signal.SIGTERM)
             time.sleep(1.0)

@@ -22,7 +22,6 @@ from catalog.schema import Catalogue, open_catalogue
 from catalog.sidecars import KeptNight, keep_night
 from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
-from flows.alive import show_alive
 from flows.artifacts import show_night, show_troubles
 from flows.fleet import Night, Workers, clear_up, merge_all
 from flows.missing import look_over
@@ -128,7 +127,6 @@ def show_results(settings: Settings, base: Base, catalogue: Catalogue) -> None:
 @flow(name="nightly", flow_run_name="night of {config}", log_prints=False)
 def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = "here") -> Report:
     """Do one night of a CONFIG: `here` in this process, or by the workers of the gpu pool."""
-    show_alive()
     began = datetime.now(UTC)
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)

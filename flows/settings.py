@@ -386,16 +386,10 @@ def prefect_api_url() -> str | None:
     return os.environ.get("PREFECT_API_URL")
 
 
-def runs_folder() -> Path | None:
-    """Where a run shows that it lives, if a worker of ours started it."""
-    folder = os.environ.get("ZIPLORA_RUNS")
-    return Path(folder) if folder else None
-
-
-def worker_environment(runs: Path, card: int | None) -> dict[str, str]:
-    """What a worker of ours hands on to its runs: their folder, their card, and a heart that beats every 30 s."""
+def worker_environment(card: int | None) -> dict[str, str]:
+    """What a worker of ours hands on to its runs: their card, and a heart that beats every 30 s."""
     usual = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    own = {"ZIPLORA_RUNS": str(runs)} | ({"CUDA_VISIBLE_DEVICES": str(card)} if card is not None else {})
+    own = {"CUDA_VISIBLE_DEVICES": str(card)} if card is not None else {}
     return usual | dict(os.environ) | own
 
 

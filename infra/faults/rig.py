@@ -111,7 +111,7 @@ class Tormentor(Thread):
         machines = self.fleet.machines
         if victim == "worker":
             return [one for machine in machines for one in machine.tree() if "worker start" in " ".join(_command(one))]
-        nights = {one for one in _runs(machines[0]) if "-orchestrate" in _environment(one).get("ZIPLORA_RUNS", "")}
+        nights = {one for one in _runs(machines[0]) if _environment(one).get("PREFECT__FLOW_NAME") == "nightly"}
         return [one for machine in machines for one in _runs(machine) if (one in nights) == (victim == "night")]
 
 
