@@ -286,6 +286,8 @@ def _engine(url: str) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise NoSuchModuleError
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")  # what is installed; psycopg2 is meant otherwise
         options = {"connect_args": {"timeout": _BUSY_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
         return create_engine(parsed, **options)
     except (ArgumentError, ModuleNotFoundError) as error:

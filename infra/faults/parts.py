@@ -92,8 +92,11 @@ class Fleet:
         return [self.postgres, self.server, *self.machines]
 
     def wait_for_server(self, seconds: float = 180.0) -> None:
+        """Until it answers; one that did not find its database is started again, as systemd does it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
+            if not self.server.tree():
+                self.server.start()
             try:
                 with urllib.request.urlopen(f"{self.api}/health", timeout=5):
                     return

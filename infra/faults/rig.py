@@ -55,7 +55,7 @@ def plan(seed: int, kills: int) -> Iterator[Hit]:
     dice = random.Random(seed)
     for _ in range(kills):
         victim = dice.choices(list(_VICTIMS), weights=list(_VICTIMS.values()))[0]
-        yield Hit(dice.uniform(3, 12), victim, dice.uniform(0, 10), dice.random())
+        yield Hit(dice.uniform(5, 45), victim, dice.uniform(0, 10), dice.random())
 
 
 class Tormentor(Thread):

@@ -27,7 +27,7 @@ from .samples import DOG, NIGHT, NOON, adapter
 
 
 def _run_sql(url: str, *statements: str) -> None:
-    engine = create_engine(url)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         for statement in statements:
             connection.execute(text(statement))
@@ -121,7 +121,7 @@ def test_an_upgrade_that_dies_half_way_leaves_nothing(url: str, monkeypatch: pyt
         broken.setattr(command, "upgrade", upgrade_and_die)
         with pytest.raises(KeyboardInterrupt):
             open_catalogue(url, migrate=True)
-    engine = create_engine(url)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     assert inspect(engine).get_table_names() == []
     engine.dispose()
     open_catalogue(url, migrate=True).dispose()

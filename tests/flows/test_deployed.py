@@ -137,6 +137,8 @@ def test_a_deployed_night_is_done_by_workers(world: Path, tmp_path: Path) -> Non
         (schedule,) = nightly["schedules"]
         assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "UTC")
         assert nightly["global_concurrency_limit"]["limit"] == 1
+        assert {one["was_there"] for one in server.ziplora("deploy", "night.yaml")} == {True}
+        _until(lambda: [one for one in server.ask("flow_runs/filter", {}) if one["auto_scheduled"]], 90)
         started = time.monotonic()
         night = run_night(server, 400)
         print(f"\na deployed night of 4 merges in 2 batches, and a short list: {time.monotonic() - started:.0f} s")  # noqa: T201

@@ -1,0 +1,210 @@
+"""A night of very many merges that take no time, on very many workers, to see what orchestration and record cost.
+
+    .venv/bin/python infra/faults/load.py --pairs 2000 --workers 16
+
+Server, Postgres, flows, tasks, artifacts and rows are real; workers are threads of this process, and a merge is a nap.
+What it prints was counted: calls of the API by what they ask, and rows of both databases.
+"""
+
+import argparse
+import json
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+_PAUSE_SECONDS = 0.05
+"""What each of a pair's stages takes."""
+
+
+def main() -> None:
+    said = argparse.ArgumentParser(description=__doc__)
+    said.add_argument("--pairs", type=int, default=100_000)
+    said.add_argument("--workers", type=int, default=64)
+    told = said.parse_args()
+    from parts import raise_fleet
+
+    with tempfile.TemporaryDirectory(prefix="ziplora-load-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        fleet = raise_fleet(folder, 0)
+        os.environ.update({name: value for name, value in fleet.server.environment.items() if "PREFECT" in name})
+        try:
+            print(json.dumps(_night(folder, fleet.catalogue, told.pairs, told.workers), indent=1))
+        finally:
+            fleet.stop()
+
+
+def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, Any]:
+    from prefect import flow
+    from rig import write_config
+
+    from catalog import record
+    from catalog.queries import finished_merge_ids
+    from catalog.schema import open_catalogue
+    from flows.deploy import deploy
+    from flows.fleet import Night, merge_all
+    from flows.plan import Base, plan
+    from flows.settings import load_settings
+    from flows.worker import merge_of
+
+    calls = _counted_calls()
+    config = write_config(folder, catalogue, 1, 0)
+    deploy(config)
+    settings = load_settings(config)
+    settings = settings.model_copy(update={"limits": settings.limits.model_copy(update={"batch": 50, "pairs": pairs})})
+    opened = open_catalogue(catalogue, migrate=True)
+    adapters = _adapters(opened, pairs)
+    base = Base("base", "1")
+    began = time.monotonic()
+    jobs = plan(settings, base, adapters, (), (), ()).jobs
+    night = Night("night", settings, base, opened, "pool", datetime.now(UTC) + timedelta(hours=12))
+    record.record_night_started(opened, "night", {}, datetime.now(UTC))
+    record.record_plan(opened, [merge_of(job) for job in jobs])
+    planned = time.monotonic() - began
+    before, stop = Counter(calls), Event()
+    threads = [Thread(target=_work, args=(stop,), daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    lost = flow(name="nightly")(merge_all)(night, settings, jobs)
+    seconds = time.monotonic() - began
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    used = calls - before
+    done = len(finished_merge_ids(opened))
+    return {
+        "pairs": len(jobs),
+        "done": done,
+        "lost_batches": len(lost),
+        "workers": workers,
+        "seconds_to_plan_and_record_it": round(planned, 1),
+        "seconds": round(seconds, 1),
+        "pairs_a_second": round(done / seconds, 1),
+        "pairs_a_second_of_the_naps_alone": round(workers / (3 * _PAUSE_SECONDS), 1),
+        "api_calls_a_pair": round(sum(used.values()) / done, 3),
+        "api_calls_a_batch_by_kind": {kind: round(count * 50 / done, 1) for kind, count in used.most_common(14)},
+        "rows_a_pair": {database: _rows(catalogue, database, done) for database in ("catalogue", "prefect")},
+    }
+
+
+def _counted_calls() -> Counter[str]:
+    """Counts what this process asks of the API from now on."""
+    import httpx
+
+    calls: Counter[str] = Counter()
+
+    def kind(request: httpx.Request) -> str:
+        return f"{request.method} {re.sub(r'[0-9a-f-]{36}', 'ID', request.url.path)}"
+
+    def count(client: type[Any], *, is_async: bool) -> None:
+        send = client.send
+
+        def sync_send(self: Any, request: httpx.Request, *args: Any, **kwargs: Any) -> Any:
+            calls[kind(request)] += 1
+            return send(self, request, *args, **kwargs)
+
+        async def async_send(self: Any, request: httpx.Request, *args: Any, **kwargs: Any) -> Any:
+            calls[kind(request)] += 1
+            return await send(self, request, *args, **kwargs)
+
+        client.send = async_send if is_async else sync_send
+
+    count(httpx.Client, is_async=False)
+    count(httpx.AsyncClient, is_async=True)
+    return calls
+
+
+def _adapters(catalogue: Any, pairs: int) -> list[Any]:
+    """As many subjects as styles, and enough of them for so many pairs."""
+    from catalog import facts, record
+    from flows.plan import Input
+
+    side = int(pairs**0.5 + 0.999)
+    roles: tuple[facts.Role, facts.Role] = ("subject", "style")
+    inputs = [
+        Input(facts.key(role, number), role, f"a/{role}{number}", "1", "w", "mit", "a sks", "a sks", Path("/"), ())
+        for role in roles
+        for number in range(side)
+    ]
+    now = datetime.now(UTC)
+    record.record_adapters(catalogue, [facts.Adapter(one.sha256, one.role, "usable", "mit", {}, now) for one in inputs])
+    return inputs
+
+
+def _work(stop: Event) -> None:
+    """A worker of the gpu pool: takes a run that is due, and does it."""
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.states import Pending
+    from prefect.utilities.engine import propose_state_sync
+
+    import flows.batch
+
+    flows.batch.worker_for = _napper  # type: ignore[assignment]
+    with get_client(sync_client=True) as client:
+        while not stop.is_set():
+            for one in client.get_scheduled_flow_runs_for_work_pool("gpu"):
+                try:
+                    taken = propose_state_sync(client, Pending(), one.flow_run.id)
+                except Exception:  # noqa: BLE001 - another one took it
+                    continue
+                if taken.is_pending():
+                    run = client.read_flow_run(one.flow_run.id)
+                    run_flow(flows.batch.merge_batch, flow_run=run, parameters=run.parameters)
+                    break
+            else:
+                stop.wait(2.0)
+
+
+def _napper(settings: Any, base: Any) -> Any:
+    from flows.plan import Job
+    from flows.worker import Pictures, Worker
+    from ziplora.recipe import MergeResult, PreviewResult, ScoreRow
+
+    class Napper(Worker):
+        def fetch(self, adapter: Any) -> None:
+            return
+
+        def merge(self, job: Job, progress: Any) -> MergeResult:
+            time.sleep(_PAUSE_SECONDS)
+            return MergeResult(
+                job.recipe.merge_id, None, 0.0, 1.0, 1.0, 1, 0, (), 8, 0.05, 0, "cpu", "float32", {}, "0"
+            )
+
+        def preview(self, job: Job) -> Pictures:
+            time.sleep(_PAUSE_SECONDS)
+            nothing = PreviewResult(Path("/"), Path("/"), ())
+            return Pictures(nothing, nothing, nothing, nothing)
+
+        def score(self, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
+            time.sleep(_PAUSE_SECONDS)
+            return tuple(
+                ScoreRow(scorer, "p", 0, 0.5, 0.0, 1.0, "0", "0") for scorer in ("clip-t:a", "clip-i:a", "dino:a")
+            )
+
+    return Napper(settings, base)
+
+
+def _rows(catalogue: str, database: str, pairs: int) -> dict[str, float]:
+    """Rows for each pair, by table, of those that grow with the pairs."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(
+        catalogue.replace("postgresql:", "postgresql+psycopg:").replace("/catalogue", f"/{database}")
+    )
+    with engine.connect() as connection:
+        tables = connection.scalars(text("select relname from pg_stat_user_tables")).all()
+        counts = {table: connection.scalar(text(f'select count(*) from "{table}"')) or 0 for table in tables}
+    engine.dispose()
+    return {table: round(count / pairs, 3) for table, count in sorted(counts.items()) if count * 20 > pairs}
+
+
+if __name__ == "__main__":
+    main()
