@@ -47,6 +47,8 @@ def _if_there(show: Callable[_P, None]) -> Callable[_P, None]:
 _SHEET_MERGES, _SHEET_COLUMNS, _SHEET_SIDE = 24, 6, 128
 """So a batch's sheet takes some 150 kB of the server's database."""
 
+_EXTREMES = 6
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -112,6 +114,16 @@ def show_night(headline: str, counts: Sequence[tuple[str, str, int]], gallery: P
     create_markdown_artifact(markdown="\n".join(lines), key="night", description=headline)
     said = f"Where the night ran: {gallery}"
     create_link_artifact(link=gallery.as_uri(), link_text="Open the gallery", key="gallery", description=said)
+
+
+@_if_there
+def show_extremes(ranked: Sequence[tuple[str, Path]]) -> None:
+    """The first pictures of the night's best merges and of its worst, from merges in the order of their scores."""
+    few = min(_EXTREMES, (len(ranked) + 1) // 2)
+    for key, said, pictures in (("best", "highest", ranked[:few]), ("worst", "lowest", ranked[len(ranked) - few :])):
+        if pictures:
+            description = f"The merges of this night that score {said}, with their scores"
+            create_image_artifact(image_url=sheet_url(pictures), key=f"{key}-merges", description=description)
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:

@@ -1,7 +1,7 @@
 """The batches of a night, done here or by the workers of the gpu pool; what a dead process leaves is begun again."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -34,6 +34,7 @@ from catalog.errors import CatalogueError
 from catalog.facts import Reason
 from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method
 from catalog.schema import Catalogue
+from flows.artifacts import progress_of
 from flows.batch import merge_batch, undone
 from flows.gone import GONE, SILENT
 from flows.packing import packed
@@ -74,10 +75,15 @@ class Batch:
 
 def merge_all(night: Night, settings: Settings, jobs: Sequence[Job]) -> list[tuple[str, Reason]]:
     """Have merges done in batches, with these settings of the night; gives back the batches that were lost, and how."""
+    if not jobs:
+        return []
     night = replace(night, settings=settings)
     parts = packed(jobs, settings.limits.batch, seconds_by_method(night.catalogue), _workers(night))
     batches = [Batch(next(night.numbers), part) for part in parts]
-    return _here(night, batches) if night.workers == "here" else _by_pool(night, batches)
+    show = progress_of("night-merges", f"{len(jobs)} merges in {len(batches)} batches")
+    lost = _here(night, batches) if night.workers == "here" else _by_pool(night, batches, show)
+    show(1, 1)
+    return lost
 
 
 def _workers(night: Night) -> int:
@@ -102,9 +108,10 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
     return lost
 
 
-def _by_pool(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
+def _by_pool(night: Night, batches: list[Batch], show: Callable[[int, int], None]) -> list[tuple[str, Reason]]:
     lost = []
     running = {start_batch(night, batch): batch for batch in batches}
+    total = sum(len(batch.jobs) for batch in batches)
     while running:
         time.sleep(_LOOK_SECONDS)
         for run in _ended(list(running)):
@@ -118,6 +125,7 @@ def _by_pool(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
                 running[start_batch(night, again)] = again
             elif again is not None:
                 lost.append((f"batch {batch.number}", again))
+            show(total - sum(len(one.jobs) for one in running.values()), total)
     return lost
 
 

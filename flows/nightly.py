@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
+from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from catalog import record
 from catalog.errors import CatalogueError
@@ -22,7 +23,7 @@ from catalog.schema import Catalogue, open_catalogue
 from catalog.sidecars import KeptNight, keep_night
 from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
-from flows.artifacts import show_night, show_troubles
+from flows.artifacts import show_extremes, show_night, show_troubles
 from flows.fleet import Night, Workers, clear_up, merge_all
 from flows.missing import look_over
 from flows.plan import Base, Job, Plan, base_of, input_of, plan
@@ -31,7 +32,7 @@ from flows.results import publish_all, write_pages
 from flows.retention import let_go
 from flows.scan import Found, is_unanswered, usable
 from flows.settings import Settings, load_settings
-from flows.short_list import lacking_pictures, rounds, with_further_seeds
+from flows.short_list import lacking_pictures, ranked_pictures, rounds, with_further_seeds
 from flows.worker import merge_of
 
 
@@ -125,8 +126,14 @@ def show_results(settings: Settings, base: Base, catalogue: Catalogue) -> None:
 
 
 @flow(name="nightly", flow_run_name="night of {config}", log_prints=False)
-def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = "here") -> Report:
-    """Do one night of a CONFIG: `here` in this process, or by the workers of the gpu pool."""
+def nightly(
+    config: Annotated[str, Field(description="path of the night's YAML file, as the workers see it")],
+    requests: Annotated[tuple[Request, ...], Field(description="pairs that go first, whatever the file says")] = (),
+    workers: Annotated[
+        Workers, Field(description="here: in this process; pool: by the workers of the gpu pool")
+    ] = "here",
+) -> Report:
+    """Do one night of a CONFIG."""
     began = datetime.now(UTC)
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)
@@ -185,6 +192,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     keep_night(settings.store_folder, replace(kept, finished_at=ended, summary=asdict(report)))
     record.record_night_finished(catalogue, night_id, asdict(report), ended)
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
+    show_extremes(ranked_pictures(settings, catalogue, planned.jobs))
     _show(catalogue, report, planned, [*misunderstood, *unpublished, *withheld, *lost])
     return report
 

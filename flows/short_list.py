@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 
 from catalog.queries import best_merges, failing_finished_merge_ids, pictures_seen, ranking_scorers
 from catalog.schema import Catalogue
 from flows.plan import Job
 from flows.settings import Settings
+from ziplora.store import Store
 
 
 def with_further_seeds(settings: Settings) -> Settings:
@@ -51,3 +53,12 @@ def lacking_pictures(settings: Settings, catalogue: Catalogue, jobs: Sequence[Jo
         for job in jobs
         if not seen.get(job.recipe.merge_id, set()).issuperset(product(job.prompts(previews.prompts), previews.seeds))
     ]
+
+
+def ranked_pictures(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> list[tuple[str, Path]]:
+    """Those of these merges that can be ranked, the best first: score and name, and the first picture."""
+    names = {job.recipe.merge_id: job.name for job in jobs}
+    store = Store(settings.store_folder)
+    ranked = [one for one in best_merges(catalogue, ranking_scorers(catalogue)) if one.merge_id in names]
+    pictures = ((one, sorted(store.previews(one.merge_id).glob("[0-9a-f]*.png"))) for one in ranked)
+    return [(f"{one.score_01:.2f} {names[one.merge_id]}", found[0]) for one, found in pictures if found]

@@ -20,6 +20,7 @@ from typing import Any
 
 _PAUSE_SECONDS = 0.05
 """What each of a pair's stages takes."""
+_PICTURE = "picture.png"
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
 
 
 def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, Any]:
+    from PIL import Image
     from prefect import flow
     from rig import write_config
 
@@ -61,6 +63,8 @@ def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, 
     opened = open_catalogue(catalogue, migrate=True)
     adapters = _adapters(opened, pairs)
     base = Base("base", "1")
+    settings.store_folder.mkdir()
+    Image.new("RGB", (64, 64)).save(settings.store_folder / _PICTURE)
     began = time.monotonic()
     jobs = plan(settings, base, adapters, (), (), ()).jobs
     night = Night("night", settings, base, opened, "pool", datetime.now(UTC) + timedelta(hours=12))
@@ -166,7 +170,7 @@ def _work(stop: Event) -> None:
 def _napper(settings: Any, base: Any) -> Any:
     from flows.plan import Job
     from flows.worker import Pictures, Worker
-    from ziplora.recipe import MergeResult, PreviewResult, ScoreRow
+    from ziplora.recipe import MergeResult, Picture, PreviewResult, ScoreRow
 
     class Napper(Worker):
         def fetch(self, adapter: Any) -> None:
@@ -180,8 +184,8 @@ def _napper(settings: Any, base: Any) -> Any:
 
         def preview(self, job: Job) -> Pictures:
             time.sleep(_PAUSE_SECONDS)
-            nothing = PreviewResult(Path("/"), Path("/"), ())
-            return Pictures(nothing, nothing, nothing, nothing)
+            drawn = PreviewResult(settings.store_folder, Path("/"), (Picture(_PICTURE, "p", 0),))
+            return Pictures(drawn, drawn, drawn, drawn)
 
         def score(self, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
             time.sleep(_PAUSE_SECONDS)

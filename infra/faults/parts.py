@@ -140,7 +140,7 @@ def raise_fleet(folder: Path, workers: int) -> Fleet:
     api = f"http://127.0.0.1:{port}/api"
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = own | {
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "PREFECT_API_URL": api,
         "PREFECT_UI_API_URL": api,
