@@ -89,6 +89,7 @@ def keep(wanted: Sequence[Post], say: Callable[[str], None]) -> list[Kept]:
                 say(f"{one.post.name}: the server does not answer ({type(error).__name__})")
     for one in kept:
         _stop(one)
+        one.lock.close()
     return kept
 
 
@@ -100,6 +101,7 @@ def _lock(post: Post) -> TextIO:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        lock.close()
         raise Problem("WORKER_THERE", f"{post.name} is at work on this machine.", "stop it first.", 3) from error
     return lock
 

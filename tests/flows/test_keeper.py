@@ -1,0 +1,94 @@
+"""Which workers a machine gets, that there is one of each, and what is said when no server answers."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from flows import batch, gone, keeper
+from flows.keeper import Post, posts
+from flows.nightly import nightly
+from flows.settings import Problem, worker_environment
+
+from .conftest import Settle, Ziplora
+from .world import DIRECT
+
+_NOWHERE = "http://127.0.0.1:9/api"
+
+
+def test_a_machine_has_a_worker_for_each_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "cards", lambda: [0, 1])
+    assert posts([], merge=True, orchestrate=True) == [Post("gpu", 0), Post("gpu", 1), Post("orchestrate")]
+    assert posts([1], merge=True, orchestrate=False) == [Post("gpu", 1)]
+    assert posts([], merge=False, orchestrate=True) == [Post("orchestrate")]
+    with pytest.raises(Problem, match=r"NO_CARD  There is no card 7"):
+        posts([7], merge=True, orchestrate=False)
+    assert worker_environment(1)["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_machine_without_cards_has_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "cards", list)
+    (post,) = posts([], merge=True, orchestrate=False)
+    assert post == Post("gpu", None)
+    assert post.name.endswith("-cpu")
+
+
+def test_two_of_a_kind_do_not_share_a_card(tmp_path: Path, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "cards", list)
+    hold = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, 2); print(1, flush=True); input()"
+    (tmp_path / "workers").mkdir()
+    lock = tmp_path / "workers" / f"{Post('gpu').name}.lock"
+    command = [sys.executable, "-c", hold, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with temporary_settings({PREFECT_HOME: tmp_path}):
+            said = ziplora("worker")
+        other.communicate(b"\n")
+    assert said.code == 3
+    assert said.err.startswith("WORKER_THERE")
+
+
+def test_a_server_that_is_away_is_said_in_a_sentence(ziplora: Ziplora, place: Settle) -> None:
+    there = place()
+    with temporary_settings({PREFECT_API_URL: _NOWHERE}):
+        said = ziplora("deploy", there.config)
+    assert said.code == 3
+    assert said.err.startswith(f"SERVER_AWAY  The Prefect server at {_NOWHERE} does not answer")
+    assert len(said.err.splitlines()) == 1
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert ziplora("deploy", there.config).err.startswith("SERVER_UNKNOWN")
+
+
+def test_the_processes_of_a_run_are_those_that_prefect_gave_its_id() -> None:
+    run = uuid4()
+    with subprocess.Popen(["sleep", "60"], env={"PREFECT__FLOW_RUN_ID": str(run)}) as process:
+        assert gone._processes_of(run) == [process.pid]  # noqa: SLF001
+        process.kill()
+    assert gone._processes_of(run) == []  # noqa: SLF001
+
+
+def test_a_batch_waits_until_the_memory_it_needs_is_free(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(
+        methods=DIRECT, limits={"free_gpu_bytes": 24_000_000_000}, pairs={"include": ["robot-lora x neon-lora"]}
+    )
+    free = [9_000_000_000, 9_000_000_000, 30_000_000_000]
+    waited: list[float] = []
+    monkeypatch.setattr(batch, "free_bytes", lambda _: free.pop(0))
+    monkeypatch.setattr("flows.batch.time.sleep", waited.append)
+    report = nightly(str(there.config))
+    assert report.merged == 1
+    assert free == []
+    assert waited[:2] == [30.0, 30.0]
+
+
+def test_a_batch_waits_no_longer_than_the_night(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT, limits={"free_gpu_bytes": 1, "seconds": 0.001})
+    monkeypatch.setattr(batch, "free_bytes", lambda _: 0)
+    began = datetime.now(UTC)
+    assert nightly(str(there.config)).merged == 0
+    assert datetime.now(UTC) - began < timedelta(seconds=60)
