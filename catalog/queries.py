@@ -330,6 +330,13 @@ def all_settings(engine: Engine) -> list[Mapping[str, Any]]:
         return list(connection.scalars(select(Night.settings)))
 
 
+def unfinished_nights(engine: Engine, since: datetime) -> int:
+    """How many nights that began after that moment have not ended."""
+    begun = select(func.count()).where(Night.started_at > since, Night.finished_at.is_(None))
+    with reading(engine).connect() as connection:
+        return connection.scalar(begun) or 0
+
+
 def latest_settings(engine: Engine) -> Mapping[str, Any]:
     """The settings of the night that began last."""
     last = select(Night.settings).order_by(Night.started_at.desc(), Night.night_id.desc())

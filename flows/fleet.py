@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Literal
 from uuid import UUID
@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 from catalog import record
 from catalog.errors import CatalogueError
 from catalog.facts import Reason
-from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method
+from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method, unfinished_nights
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
 from flows.batch import merge_batch, undone
@@ -49,6 +49,7 @@ _LOOK_SECONDS = 2.0
 _TRIES = 3
 """A batch that ends so often without anything settled is lost."""
 _LAST_LINES = 5
+_MOST_CUT_OFF = 20
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,10 @@ def _last_lines(run_id: UUID) -> str:
 def clear_up(night: Night) -> None:
     """Settle what an earlier night left behind when it was cut off."""
     if night.workers == "pool":
+        cut_off = unfinished_nights(night.catalogue, datetime.now(UTC) - timedelta(hours=1))
+        if cut_off > _MOST_CUT_OFF:  # whoever starts crashed nights again would do so for ever
+            fact = f"{cut_off} nights began within an hour, and none of them ended."
+            raise Problem("NIGHTS_CRASH", fact, "see what the runs of nightly said last.", 3)
         _cancel_batches()
     else:
         for merge_id in running_merge_ids(night.catalogue):

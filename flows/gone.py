@@ -23,11 +23,11 @@ SILENT = "No heartbeat: its process or machine is lost."
 """Ends that tell nothing of what a process was at: whole machines come and go."""
 
 _OPEN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-_START = timedelta(seconds=60)
-"""So long may a worker take from a run's promise to its process."""
+_START = timedelta(seconds=300)
+"""So long may a living worker take from a run's promise to its process."""
 
 
-def living(pool: str, worker: str) -> list[int]:
+def living(pool: str, worker: str, *, at_work: bool) -> list[int]:
     """The processes of a worker's runs; its runs that have none are Crashed from now on."""
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))
     processes = []
@@ -40,14 +40,15 @@ def living(pool: str, worker: str) -> list[int]:
                 found = _processes_of(run.id)
                 processes += found
                 if not found:
-                    _bury(client, run)
+                    _bury(client, run, at_work)
     return processes
 
 
-def _bury(client: SyncPrefectClient, run: FlowRun) -> None:
+def _bury(client: SyncPrefectClient, run: FlowRun, at_work: bool) -> None:
     state = run.state
-    if state is not None and (run.infrastructure_pid or datetime.now(UTC) - state.timestamp > _START):
-        client.set_flow_run_state(run.id, Crashed(message=GONE), force=True)
+    if state is None or (at_work and not run.infrastructure_pid and datetime.now(UTC) - state.timestamp < _START):
+        return
+    client.set_flow_run_state(run.id, Crashed(message=GONE), force=True)
 
 
 def _processes_of(run_id: UUID) -> list[int]:

@@ -113,7 +113,7 @@ def _look_after(one: Kept, say: Callable[[str], None]) -> None:
     if time.monotonic() - one.looked < (_AGAIN_SECONDS if one.process is None else _LOOK_SECONDS):
         return
     one.looked = time.monotonic()
-    busy = living(one.post.pool, one.post.name)
+    busy = living(one.post.pool, one.post.name, at_work=one.process is not None)
     if one.process is None and busy:  # its worker died, the run goes on: two of them would share the card
         if busy != one.waits_for:
             say(f"{one.post.name} waits for process {busy[0]}, which does what its last worker gave it")
@@ -141,7 +141,7 @@ def _stop(one: Kept) -> None:
             one.process.wait()
     with suppress(HTTPError):
         end = time.monotonic() + _GRACE_SECONDS
-        while (busy := living(one.post.pool, one.post.name)) and time.monotonic() < end:
+        while (busy := living(one.post.pool, one.post.name, at_work=False)) and time.monotonic() < end:
             for process in busy:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGTERM)

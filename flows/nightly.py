@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
-from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from catalog import record
 from catalog.errors import CatalogueError
@@ -125,15 +124,19 @@ def show_results(settings: Settings, base: Base, catalogue: Catalogue) -> None:
     write_pages(catalogue, settings, base)
 
 
-@flow(name="nightly", flow_run_name="night of {config}", log_prints=False)
-def nightly(
-    config: Annotated[str, Field(description="path of the night's YAML file, as the workers see it")],
-    requests: Annotated[tuple[Request, ...], Field(description="pairs that go first, whatever the file says")] = (),
-    workers: Annotated[
-        Workers, Field(description="here: in this process; pool: by the workers of the gpu pool")
-    ] = "here",
-) -> Report:
-    """Do one night of a CONFIG."""
+def _night_name() -> str:
+    return f"night of {datetime.now(UTC):%Y-%m-%d}"
+
+
+@flow(name="nightly", flow_run_name=_night_name, log_prints=False)
+def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = "here") -> Report:
+    """Do one night of a CONFIG.
+
+    Args:
+        config: the night's YAML file, by its path on the machines of the workers.
+        requests: pairs that go first, whatever the file says; adapters by name, or by the beginning of their sha256.
+        workers: `here` merges in the process of this run, `pool` has it done by the workers of the gpu pool.
+    """
     began = datetime.now(UTC)
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)

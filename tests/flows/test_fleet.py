@@ -1,5 +1,7 @@
 """What a dead process leaves behind is done in the same night, and a merge that kills its process is blocked."""
 
+from datetime import UTC, datetime
+
 import pytest
 from sqlalchemy import select
 
@@ -8,6 +10,7 @@ from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, 
 from catalog.schema import Catalogue, Merge, open_catalogue
 from flows.nightly import nightly
 from flows.plan import Job
+from flows.settings import Problem
 from flows.worker import Progress, Worker
 from ziplora.failure import Failure
 from ziplora.recipe import MergeResult
@@ -112,3 +115,12 @@ def test_a_merge_is_not_done_before_its_scores_are_there(place: Settle, monkeypa
             nightly(str(there.config))
     assert not finished_merge_ids(open_catalogue(there.catalogue))
     assert nightly(str(there.config)).merged == 1
+
+
+def test_nights_that_always_crash_are_not_begun_for_ever(place: Settle) -> None:
+    there = place(methods=DIRECT)
+    catalogue = open_catalogue(there.catalogue, migrate=True)
+    for number in range(20):
+        record.record_night_started(catalogue, f"night {number}", {}, datetime.now(UTC))
+    with pytest.raises(Problem, match="NIGHTS_CRASH  21 nights began within an hour"):
+        nightly(str(there.config), workers="pool")
