@@ -189,8 +189,9 @@ def _napper(settings: Any, base: Any) -> Any:
 
         def score(self, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
             time.sleep(_PAUSE_SECONDS)
+            (prompt,) = job.prompts(settings.previews.prompts)
             return tuple(
-                ScoreRow(scorer, "p", 0, 0.5, 0.0, 1.0, "0", "0") for scorer in ("clip-t:a", "clip-i:a", "dino:a")
+                ScoreRow(scorer, prompt, 0, 0.5, 0.0, 1.0, "0", "0") for scorer in ("clip-t:a", "clip-i:a", "dino:a")
             )
 
     return Napper(settings, base)
