@@ -80,7 +80,6 @@ def test_a_merge_whose_process_died_counts_as_a_try(place: Settle, monkeypatch: 
     assert (report.merged, report.failed) == (4, {"WORKER_DIED": 1})
     (died,) = [one for one in failures_of(catalogue, report.night_id) if one.word == "failed"]
     assert died.item == merge_id
-    assert _merge(catalogue, merge_id).attempts == 1
 
 
 def test_a_merge_that_was_stopped_is_planned_and_no_try_counts(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
