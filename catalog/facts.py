@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from statistics import fmean
+from typing import Any, Literal, Self, get_args
 
 Role = Literal["subject", "style"]
 AdapterStatus = Literal["usable", "unsupported", "rejected", "restricted", "gone"]
@@ -180,6 +181,53 @@ class Tombstone:
     @property
     def tombstone_id(self) -> str:
         return key(self.kind, self.name.casefold())
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What one scorer saw in all pictures of a merge, as means."""
+
+    scorer_id: str
+    pictures: int
+    value: float | None
+    floor: float | None
+    ceiling: float | None
+    position: float | None
+    """None unless every picture has one."""
+    reason: str | None
+    """Why there is no position."""
+    scored_at: datetime
+
+    @property
+    def metric(self) -> str:
+        return metric_of(self.scorer_id)
+
+    @classmethod
+    def of(cls, scores: Collection[Score]) -> Self:
+        """The summary of all that one scorer saw of one merge."""
+        reasons = [score.unranked_because for score in scores if score.unranked_because]
+        return cls(
+            scorer_id=next(iter(scores)).scorer_id,
+            pictures=len(scores),
+            value=_mean(score.value for score in scores),
+            floor=_mean(score.floor for score in scores),
+            ceiling=_mean(score.ceiling for score in scores),
+            position=None if reasons else _mean(score.position for score in scores),
+            reason=max(reasons, default=None),
+            scored_at=max(score.scored_at for score in scores),
+        )
+
+
+def _mean(numbers: Iterable[float | None]) -> float | None:
+    """Of those that are numbers."""
+    known = [number for number in numbers if number is not None and math.isfinite(number)]
+    return fmean(known) if known else None
+
+
+def harmonic_01(subject: float, style: float) -> float:
+    """The harmonic mean of two positions, each cut to 0 … 1."""
+    subject, style = min(1.0, max(0.0, subject)), min(1.0, max(0.0, style))
+    return 2 * subject * style / (subject + style) if subject and style else 0.0
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, or_, select
 
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TAKEN_DOWN, TEXT_METRIC, Reason, Role
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TAKEN_DOWN, TEXT_METRIC, Reason, Role, ScoreSummary
 from catalog.licence import combine
 from catalog.names import one_line, page_of, short
 from catalog.schema import Adapter, Alias, Merge, Night, Publication, Refusal, reading
-from catalog.story import NightSummary, ScoreSummary, night_summary, score_01, scores_by_merge
+from catalog.story import NightSummary, night_summary, score_01, scores_by_merge
 
 _LABELS = {SUBJECT_METRIC: "subject", STYLE_METRIC: "style", TEXT_METRIC: "text"}
 _NIGHTS_SHOWN = 14

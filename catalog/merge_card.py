@@ -6,10 +6,9 @@ import re
 
 import yaml
 
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, ScoreSummary
 from catalog.names import one_line
 from catalog.release import WEIGHTS, Parent, Release
-from catalog.story import ScoreSummary
 
 _TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion-xl", "ziplora"]
 _HELD_AGAINST = {

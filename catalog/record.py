@@ -27,7 +27,7 @@ def _insert(connection: Connection, model: type[schema.Base], change: Sequence[s
     return statement.on_conflict_do_update(index_elements=[*table.primary_key], set_=replaced)
 
 
-def _put(connection: Connection, model: type[schema.Base], rows: Mapping[str, Row], change: Sequence[str] = ()) -> None:
+def _put(connection: Connection, model: type[schema.Base], rows: Mapping[Any, Row], change: Sequence[str] = ()) -> None:
     """Insert rows by their keys, and of those that are there change these columns.
 
     They go in by the order of their keys, so that two writers with the same rows wait for each other in turn.
@@ -261,14 +261,57 @@ def record_scores(engine: Engine, scores: Collection[facts.Score]) -> None:
 
 def _put_scores(connection: Connection, scores: Collection[facts.Score]) -> None:
     rows = {score.score_id: _score_row(score) for score in scores}
-    _put(connection, schema.Score, rows, ("value", "floor", "ceiling", "position", "reason", "scored_at"))
-    table = schema.Score
+    table, merge = schema.Score, schema.Merge
+    # Two that score one merge take turns: neither would see the other's summary, and no ranking would have both.
+    scored = select(merge.merge_id).where(merge.merge_id.in_({score.merge_id for score in scores}))
+    connection.execute(scored.order_by(merge.merge_id).with_for_update()).all()
+    _put(connection, table, rows, ("value", "floor", "ceiling", "position", "reason", "scored_at"))
     seen: dict[tuple[str, str], list[str]] = defaultdict(list)
     for score in scores:
         seen[score.merge_id, score.scorer_id].append(score.score_id)
     for (merge_id, scorer_id), score_ids in sorted(seen.items()):
         earlier = delete(table).where(table.merge_id == merge_id, table.scorer_id == scorer_id)
         connection.execute(earlier.where(table.score_id.not_in(score_ids)))
+    _summarise(connection, scores)
+
+
+def _summarise(connection: Connection, scores: Collection[facts.Score]) -> None:
+    """What these scores come to, in place of what the same scorers' earlier ones of the same merges did."""
+    by_scorer: dict[tuple[str, str], dict[str, facts.Score]] = defaultdict(dict)
+    for score in scores:
+        by_scorer[score.merge_id, score.scorer_id][score.score_id] = score
+    rows = {
+        (merge_id, scorer_id): {"merge_id": merge_id, **vars(facts.ScoreSummary.of(seen.values()))}
+        for (merge_id, scorer_id), seen in by_scorer.items()
+    }
+    changed = ("pictures", "value", "floor", "ceiling", "position", "reason", "scored_at")
+    _put(connection, schema.Summary, rows, changed)
+    for merge_id in sorted({merge_id for merge_id, _ in rows}):
+        _rank(connection, merge_id)
+
+
+def _rank(connection: Connection, merge_id: str) -> None:
+    """The merge's place in the ranking of each scorer of subjects with each scorer of styles."""
+    table, summary = schema.Ranking, schema.Summary
+    placed = select(summary.scorer_id, summary.position).where(summary.merge_id == merge_id)
+    positions: dict[str, dict[str, float]] = defaultdict(dict)
+    for scorer_id, position in connection.execute(placed):
+        if position is not None:
+            positions[facts.metric_of(scorer_id)][scorer_id] = position
+    rows = {
+        (subject, style): {
+            "merge_id": merge_id,
+            "subject_scorer": subject,
+            "style_scorer": style,
+            "subject_position": subject_position,
+            "style_position": style_position,
+            "score_01": facts.harmonic_01(subject_position, style_position),
+        }
+        for subject, subject_position in positions[facts.SUBJECT_METRIC].items()
+        for style, style_position in positions[facts.STYLE_METRIC].items()
+    }
+    connection.execute(delete(table).where(table.merge_id == merge_id))
+    _put(connection, table, rows)
 
 
 def record_request(engine: Engine, subject: str, style: str, requested_at: datetime) -> None:
@@ -321,7 +364,8 @@ def record_tombstones(engine: Engine, tombstones: Collection[facts.Tombstone], a
             adapter = update(schema.Adapter).where(schema.Adapter.sha256 == sha256)
             connection.execute(adapter.values(status="restricted"))
             connection.execute(update(merge).where(mine).values(status="skipped", **vars(facts.TAKEN_DOWN)))
-            connection.execute(delete(schema.Score).where(schema.Score.merge_id.in_(merges)))
+            for table in (schema.Score, schema.Summary, schema.Ranking):
+                connection.execute(delete(table).where(table.merge_id.in_(merges)))
             connection.execute(delete(request).where(or_(request.subject == sha256, request.style == sha256)))
 
 

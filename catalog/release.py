@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.facts import Role
+from catalog.facts import Role, ScoreSummary
 from catalog.names import page_of
-from catalog.story import ScoreSummary
 
 WEIGHTS, COEFFICIENTS = "pytorch_lora_weights.safetensors", "coefficients.safetensors"
 CARD, PROVENANCE = "README.md", "provenance.json"

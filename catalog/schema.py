@@ -149,6 +149,7 @@ class Merge(Base):
         Index("merges_by_subject", "subject", "style"),
         Index("merges_by_style", "style", "subject"),
         Index("merges_by_status", "status"),
+        Index("merges_by_finish", "finished_at"),
     )
     merge_id: Mapped[str] = _id()
     subject: Mapped[str] = _adapter()
@@ -198,6 +199,38 @@ class Score(Base):
     position: Mapped[float | None]
     reason: Mapped[str | None]
     scored_at: Mapped[datetime]
+
+
+class Summary(Base):
+    """All pictures of a merge seen by one scorer, as means: no question has to add up scores."""
+
+    __tablename__ = "summaries"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+    merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"), primary_key=True)
+    scorer_id: Mapped[str] = mapped_column(primary_key=True)
+    pictures: Mapped[int]
+    value: Mapped[float | None]
+    floor: Mapped[float | None]
+    ceiling: Mapped[float | None]
+    position: Mapped[float | None]
+    reason: Mapped[str | None]
+    scored_at: Mapped[datetime]
+
+
+class Ranking(Base):
+    """A merge that one scorer of subjects and one of styles have placed, with the harmonic mean of both positions."""
+
+    __tablename__ = "rankings"
+    __table_args__ = (
+        Index("rankings_by_score", "subject_scorer", "style_scorer", "score_01"),
+        {"sqlite_with_rowid": False},
+    )
+    merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"), primary_key=True)
+    subject_scorer: Mapped[str] = mapped_column(primary_key=True)
+    style_scorer: Mapped[str] = mapped_column(primary_key=True)
+    subject_position: Mapped[float]
+    style_position: Mapped[float]
+    score_01: Mapped[float]
 
 
 class Request(Base):

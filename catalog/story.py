@@ -1,6 +1,6 @@
 """All that is known of one adapter, pair, merge, publication or night, told in order."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Engine, func, or_, select
 
 from catalog.errors import CatalogueError
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, metric_of
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, ScoreSummary, harmonic_01, metric_of
 from catalog.names import adapter_names, find_adapter, find_merge, short
 from catalog.schema import (
     Adapter,
@@ -20,7 +20,7 @@ from catalog.schema import (
     Publication,
     Refusal,
     Request,
-    Score,
+    Summary,
     Tombstone,
     reading,
 )
@@ -48,26 +48,6 @@ class Story:
 
 
 @dataclass(frozen=True)
-class ScoreSummary:
-    """What one scorer saw in all pictures of a merge, as means."""
-
-    scorer_id: str
-    pictures: int
-    value: float | None
-    floor: float | None
-    ceiling: float | None
-    position: float | None
-    """None unless every picture has one."""
-    reason: str | None
-    """Why there is no position."""
-    scored_at: datetime
-
-    @property
-    def metric(self) -> str:
-        return metric_of(self.scorer_id)
-
-
-@dataclass(frozen=True)
 class NightSummary:
     """A night in numbers."""
 
@@ -87,30 +67,14 @@ class NightSummary:
 
 def scores_by_merge(engine: Engine, merge_id: str | None = None) -> dict[str, tuple[ScoreSummary, ...]]:
     """For each merge (or this one) the latest scorer of each metric."""
-    table = Score
-    position_of_all = func.count(table.position) == func.count()
-    means = (func.avg(column) for column in (table.value, table.floor, table.ceiling, table.position))
-    rows = select(
-        table.merge_id,
-        table.scorer_id,
-        func.count().label("pictures"),
-        *means,
-        position_of_all.label("placed"),
-        func.max(table.reason).label("reason"),
-        func.max(table.scored_at).label("scored_at"),
-    )
-    rows = rows.group_by(table.merge_id, table.scorer_id).order_by(func.max(table.scored_at), table.scorer_id)
+    summaries = select(*Summary.__table__.columns).order_by(Summary.scored_at, Summary.scorer_id)
     if merge_id is not None:
-        rows = rows.where(table.merge_id == merge_id)
-    latest: dict[str, dict[str, ScoreSummary]] = {}
+        summaries = summaries.where(Summary.merge_id == merge_id)
+    latest: dict[str, dict[str, ScoreSummary]] = defaultdict(dict)
     with reading(engine).connect() as connection:
-        for merge, scorer, pictures, value, floor, ceiling, position, placed, reason, scored_at in connection.execute(
-            rows
-        ):
-            seen = ScoreSummary(
-                scorer, pictures, value, floor, ceiling, position if placed else None, reason, scored_at
-            )
-            latest.setdefault(merge, {})[seen.metric] = seen
+        for row in connection.execute(summaries).mappings():
+            facts = dict(row)
+            latest[facts.pop("merge_id")][metric_of(facts["scorer_id"])] = ScoreSummary(**facts)
     return {merge: tuple(by_metric[metric] for metric in sorted(by_metric)) for merge, by_metric in latest.items()}
 
 
@@ -118,10 +82,7 @@ def score_01(scores: tuple[ScoreSummary, ...]) -> float | None:
     """The harmonic mean of a merge's subject and style positions, cut to 0 … 1; None when one of them is missing."""
     found = {score.metric: score.position for score in scores}
     subject, style = found.get(SUBJECT_METRIC), found.get(STYLE_METRIC)
-    if subject is None or style is None:
-        return None
-    subject, style = min(1.0, max(0.0, subject)), min(1.0, max(0.0, style))
-    return 2 * subject * style / (subject + style) if subject and style else 0.0
+    return None if subject is None or style is None else harmonic_01(subject, style)
 
 
 def latest_night(engine: Engine) -> str | None:

@@ -16,13 +16,11 @@ from catalog.names import short
 from catalog.publish import Policy, Published, publish
 from catalog.queries import (
     latest_settings,
-    pick,
     pictures_seen,
-    published_merge_ids,
-    ranking_scorers,
     recipe_of,
     usable_adapters,
 )
+from catalog.rankings import pick, ranking_scorers
 from catalog.release import Parent, Release, ReleasePicture
 from catalog.schema import Catalogue
 from catalog.story import score_01, scores_by_merge
@@ -193,9 +191,9 @@ def publish_merge(catalogue: Catalogue, merge_id: str, *, namespace: str | None,
 
 def publishable(catalogue: Catalogue, settings: Settings) -> list[str]:
     """Merges that score enough to leave this machine and have not left it yet, the best first."""
-    picked = pick(catalogue, ranking_scorers(catalogue), least_score=settings.publish.least_score, limit=1000)
-    there = published_merge_ids(catalogue)
-    return [one.merge.merge_id for one in picked if one.licence is not None and one.merge.merge_id not in there]
+    scorers, least = ranking_scorers(catalogue), settings.publish.least_score
+    picked = pick(catalogue, scorers, limit=1000, least_score=least, publishable=True)
+    return [one.merge.merge_id for one in picked]
 
 
 def publish_all(catalogue: Catalogue, settings: Settings) -> tuple[list[Published], list[tuple[str, Reason]]]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from catalog.queries import best_merges, failing_finished_merge_ids, pictures_seen, ranking_scorers
+from catalog.queries import failing_finished_merge_ids, pictures_seen
+from catalog.rankings import best_merges, ranking_scorers
 from catalog.schema import Catalogue
 from flows.plan import Job
 from flows.settings import Settings

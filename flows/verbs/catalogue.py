@@ -39,15 +39,15 @@ def pick(
     as_json: AsJson = False,
 ) -> None:
     """The best merged adapters, best first: 0 is the base alone, 1 as good as both LoRAs alone."""
-    from catalog import queries
+    from catalog import rankings
     from catalog.names import find_adapter
     from catalog.schema import open_catalogue
     from flows import show
 
     opened = open_catalogue(catalogue)
-    picked = queries.pick(
+    picked = rankings.pick(
         opened,
-        queries.ranking_scorers(opened),
+        rankings.ranking_scorers(opened),
         subject=find_adapter(opened, subject, "subject") if subject else None,
         style=find_adapter(opened, style, "style") if style else None,
         method=method,

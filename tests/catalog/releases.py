@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from catalog.facts import ScoreSummary
 from catalog.release import Parent, Release, ReleasePicture
-from catalog.story import ScoreSummary
 
 from .lora_files import weights
 from .samples import DOG, NEON, NOON, merge

@@ -1,12 +1,13 @@
 """The answers are those a person would work out by hand, from Python and from the snapshot alike."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import pytest
 from sqlalchemy import Engine
 
-from catalog import facts, queries, record
+from catalog import facts, queries, rankings, record
 from catalog.snapshot import write_snapshot
 
 from .samples import (
@@ -47,35 +48,40 @@ def ranked(catalogue: Engine) -> Engine:
     return catalogue
 
 
-def _short(answer: list[queries.RankedMerge]) -> list[tuple[str, str, str, float]]:
+def _short(answer: list[rankings.RankedMerge]) -> list[tuple[str, str, str, float]]:
     names = {DOG: "dog", TEAPOT: "teapot", NEON: "neon", INK: "ink"}
     return [(names[row.subject], names[row.style], row.method, round(row.score_01, 6)) for row in answer]
 
 
 def test_the_best_styles_come_first_each_with_its_best_method(ranked: Engine) -> None:
     expected = [("dog", "ink", "ziplora", round(2 / (1 + 1 / 0.75), 6)), ("dog", "neon", "ziplora", 0.5)]
-    assert _short(queries.best_styles_for(ranked, DOG, SCORERS)) == expected
-    assert _short(queries.best_styles_for(ranked, DOG, SCORERS, limit=1)) == expected[:1]
-    assert queries.best_styles_for(ranked, "nobody", SCORERS) == []
+    assert _short(rankings.best_styles_for(ranked, DOG, SCORERS)) == expected
+    assert _short(rankings.best_styles_for(ranked, DOG, SCORERS, limit=1)) == expected[:1]
+    assert rankings.best_styles_for(ranked, "nobody", SCORERS) == []
 
 
 def test_the_best_subjects_come_first(ranked: Engine) -> None:
     expected = [("dog", "neon", "ziplora", 0.5), ("teapot", "neon", "ziplora", 0.2)]
-    assert _short(queries.best_subjects_for(ranked, NEON, SCORERS)) == expected
+    assert _short(rankings.best_subjects_for(ranked, NEON, SCORERS)) == expected
 
 
-def test_another_set_of_scorers_is_another_ranking(ranked: Engine) -> None:
-    by_one = queries.best_subjects_for(ranked, NEON, ["clip-i"])
-    assert {row.score_01 for row in by_one} == {1.0, 0.2}
-    assert queries.best_subjects_for(ranked, NEON, [*SCORERS, "not run"]) == []
-    assert queries.best_subjects_for(ranked, NEON, [*SCORERS, *SCORERS]) == queries.best_subjects_for(
-        ranked, NEON, SCORERS
-    )
-    assert queries.best_subjects_for(ranked, NEON, []) == []
+def test_another_pair_of_scorers_is_another_ranking(ranked: Engine) -> None:
+    before = rankings.best_subjects_for(ranked, NEON, SCORERS)
+    seen = replace(score(merge(TEAPOT, NEON), "dino", 0.6), scorer_id="dino:2")
+    record.record_scores(ranked, [seen])
+    assert _short(rankings.best_subjects_for(ranked, NEON, ["clip-i", "dino:2"])) == [
+        ("teapot", "neon", "ziplora", 0.3)
+    ]
+    assert rankings.best_subjects_for(ranked, NEON, SCORERS) == before
+    record.record_scores(ranked, [replace(seen, value=None)])
+    assert rankings.best_subjects_for(ranked, NEON, ["clip-i", "dino:2"]) == []
+    assert rankings.best_subjects_for(ranked, NEON, [*SCORERS, *SCORERS]) == before
+    for others in ([*SCORERS, "not run"], [*SCORERS, "dino:2"], ["clip-i"], []):
+        assert rankings.best_subjects_for(ranked, NEON, others) == []
 
 
 def test_each_pair_has_one_best_method(ranked: Engine) -> None:
-    pairs = _short(queries.best_method_per_pair(ranked, SCORERS))
+    pairs = _short(rankings.best_method_per_pair(ranked, SCORERS))
     assert [(subject, style, method) for subject, style, method, _ in pairs] == [
         ("dog", "ink", "ziplora"),
         ("dog", "neon", "ziplora"),
@@ -87,12 +93,12 @@ def test_pictures_count_by_their_mean(ranked: Engine) -> None:
     merged = merge(TEAPOT, INK)
     done(ranked, merged, clip_i=0.4, dino=0.5)
     record.record_scores(ranked, [score(merged, "clip-i", 0.4), score(merged, "clip-i", 0.6, seed=1)])
-    (best, *_) = queries.best_styles_for(ranked, TEAPOT, SCORERS)
+    (best, *_) = rankings.best_styles_for(ranked, TEAPOT, SCORERS)
     assert best.score_01 == pytest.approx(0.5)
 
 
 def test_all_merges_that_can_be_ranked_come_best_first(ranked: Engine) -> None:
-    every = _short(queries.best_merges(ranked, SCORERS))
+    every = _short(rankings.best_merges(ranked, SCORERS))
     assert [row[:3] for row in every] == [
         ("dog", "ink", "ziplora"),
         ("dog", "neon", "ziplora"),
@@ -130,13 +136,13 @@ def test_a_finished_merge_that_fails_again_and_again_is_left_until_somebody_asks
 def test_the_snapshot_gives_the_same_answers(ranked: Engine, tmp_path: Path) -> None:
     write_snapshot(ranked, tmp_path / "catalog.duckdb")
     asked = {
-        "best_styles_for(?, ?)": (queries.best_styles_for(ranked, DOG, SCORERS), [DOG, list(SCORERS)]),
-        "best_subjects_for(?, ?)": (queries.best_subjects_for(ranked, NEON, SCORERS), [NEON, list(SCORERS)]),
-        "best_method_per_pair(?)": (queries.best_method_per_pair(ranked, SCORERS), [list(SCORERS)]),
+        "best_styles_for(?, ?)": (rankings.best_styles_for(ranked, DOG, SCORERS), [DOG, list(SCORERS)]),
+        "best_subjects_for(?, ?)": (rankings.best_subjects_for(ranked, NEON, SCORERS), [NEON, list(SCORERS)]),
+        "best_method_per_pair(?)": (rankings.best_method_per_pair(ranked, SCORERS), [list(SCORERS)]),
     }
     with duckdb.connect(tmp_path / "catalog.duckdb", read_only=True) as snapshot:
         for macro, (expected, parameters) in asked.items():
-            answer = [queries.RankedMerge(*row) for row in snapshot.execute(f"FROM {macro}", parameters).fetchall()]
+            answer = [rankings.RankedMerge(*row) for row in snapshot.execute(f"FROM {macro}", parameters).fetchall()]
             assert _short(answer) == _short(expected)
             assert [row.merge_id for row in answer] == [row.merge_id for row in expected]
 
@@ -174,5 +180,5 @@ def test_the_troubles_of_a_night_are_told_in_order(catalogue: Engine) -> None:
 def test_a_ranking_of_one_moment_is_not_held_up_by_a_writer(ranked: Engine) -> None:
     with ranked.begin() as writer:
         writer.exec_driver_sql("UPDATE merges SET method = 'half done'")
-        assert queries.best_styles_for(ranked, DOG, SCORERS)[0].method == "ziplora"
+        assert rankings.best_styles_for(ranked, DOG, SCORERS)[0].method == "ziplora"
         writer.rollback()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
-from catalog import facts, queries, record
+from catalog import facts, rankings, record
 from catalog.errors import CatalogueError
 from catalog.names import adapter_names, find_adapter, find_merge
 from catalog.story import latest_night, night_summary, score_01, scores_by_merge, story_of
@@ -78,7 +78,7 @@ def test_adapters_are_called_by_the_last_part_of_where_they_were_seen(named: Eng
 
 def test_the_best_merges_are_picked_by_what_they_have_to_be(named: Engine) -> None:
     def picked(**filters: object) -> list[tuple[str, str, str, str | None, float]]:
-        found = queries.pick(named, SCORERS, **filters)  # type: ignore[arg-type]
+        found = rankings.pick(named, SCORERS, **filters)  # type: ignore[arg-type]
         return [
             (one.subject_name, one.style_name, one.merge.method, one.licence, round(one.merge.score_01, 3))
             for one in found
@@ -102,15 +102,15 @@ def test_the_best_merges_are_picked_by_what_they_have_to_be(named: Engine) -> No
 
 
 def test_a_ranking_is_by_the_scorers_that_most_merges_have(named: Engine) -> None:
-    assert queries.ranking_scorers(named) == ("dino", "clip-i")
+    assert rankings.ranking_scorers(named) == ("dino", "clip-i")
     record.record_scores(named, [replace(score(merge(), "dino", 1.0), scorer_id="dino:other")])
     record.record_scores(named, [replace(score(merge(), "clip-t", 1.0), scorer_id="clip-t")])
-    assert queries.ranking_scorers(named) == ("dino", "clip-i")
+    assert rankings.ranking_scorers(named) == ("dino", "clip-i")
 
 
 def test_an_empty_catalogue_ranks_nothing(catalogue: Engine) -> None:
-    assert queries.ranking_scorers(catalogue) == ()
-    assert queries.pick(catalogue, ()) == []
+    assert rankings.ranking_scorers(catalogue) == ()
+    assert rankings.pick(catalogue, ()) == []
     assert latest_night(catalogue) is None
 
 

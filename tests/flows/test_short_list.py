@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from catalog import facts, record
-from catalog.queries import best_merges, finished_merge_ids, pictures_seen, ranking_scorers
+from catalog.queries import finished_merge_ids, pictures_seen
+from catalog.rankings import best_merges, ranking_scorers
 from catalog.schema import Catalogue, open_catalogue
 from catalog.snapshot import ask
 from flows.nightly import nightly
