@@ -4,6 +4,7 @@ Every licence in the table lets its files be passed on unchanged; what is not in
 decision and no legal advice. Where a doubt is left, the answer is no.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -126,6 +127,12 @@ def combine(subject: str | None, style: str | None, *, allow_unknown: bool = Fal
     assert subject is not None
     assert style is not None
     return _strictest(subject, style) or _conflict(subject, style)
+
+
+def merged_licences(known: Collection[str | None]) -> dict[tuple[str | None, str | None], str]:
+    """What a merge carries, by the licences of subject and style: of those pairs that let others have it."""
+    pairs = {(subject, style): combine(subject, style, allow_unknown=True) for subject in known for style in known}
+    return {pair: licence for pair, licence in pairs.items() if isinstance(licence, str)}
 
 
 def publication_gate(licence: str | None) -> Reason | None:

@@ -14,8 +14,8 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, false, func, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, Reason, metric_of
-from catalog.licence import combine
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, metric_of
+from catalog.licence import merged_licences
 from catalog.names import adapter_names
 from catalog.schema import Adapter, Merge, Publication, Ranking, Summary, reading
 
@@ -152,7 +152,7 @@ def text_scorer(engine: Engine) -> str | None:
         return connection.scalar(seen.order_by(Merge.finished_at.desc(), Summary.scored_at.desc()).limit(1))
 
 
-def pick(engine: Engine, scorers: Collection[str], *, limit: int = 20, **wanted: Unpack[Wanted]) -> list[Picked]:
+def pick(engine: Engine, scorers: Collection[str], limit: int = 20, **wanted: Unpack[Wanted]) -> list[Picked]:
     """The finished merges that are as wanted, the best first."""
     licences = _licences(engine)
     merges = _best_first(_with_facts(engine, scorers).where(*_filters(wanted, licences))).limit(limit)
@@ -208,9 +208,7 @@ def _picked(engine: Engine, merges: _Merges, licences: _Licences) -> Iterator[Pi
 def _licences(engine: Engine) -> _Licences:
     """Those of all pairs of licences that are in the catalogue and can be kept together."""
     with reading(engine).connect() as connection:
-        known = list(connection.scalars(select(distinct(Adapter.licence))))
-    pairs = {(subject, style): combine(subject, style, allow_unknown=True) for subject in known for style in known}
-    return {pair: licence for pair, licence in pairs.items() if licence is not None and not isinstance(licence, Reason)}
+        return merged_licences(list(connection.scalars(select(distinct(Adapter.licence)))))
 
 
 def _filters(wanted: Wanted, licences: _Licences) -> Iterator[ColumnElement[bool]]:

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows.settings import Problem, Problems, quiet_libraries
-from flows.verbs import adapters, catalogue, fleet, history, hub, machine, night
+from flows.verbs import adapters, catalogue, fleet, history, hub, machine, night, picking
 
 app = typer.Typer(
     add_completion=False,
@@ -31,7 +31,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "run": night.run,
     "merge": adapters.merge,
     "request": catalogue.request,
-    "pick": catalogue.pick,
+    "pick": picking.pick,
     "show": catalogue.show_item,
     "why": catalogue.why,
     "export": adapters.export,
@@ -40,6 +40,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "verify": hub.verify,
     "takedown": hub.takedown,
     "query": catalogue.query,
+    "snapshot": picking.snapshot,
     "rebuild": history.rebuild,
     "rescore": history.rescore,
     "doctor": machine.doctor,

@@ -1,5 +1,6 @@
 """What a command prints: tables and progress bars for people, one JSON document for scripts."""
 
+import csv
 import json
 import sys
 from collections import Counter
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # they bring torch, and whoever asks the catalogue waits for 
     from ziplora.recipe import Exported
 
 OUT, ERR = Console(), Console(stderr=True)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a text begins that a spreadsheet computes."""
 
 
 def _plain(value: object) -> object:
@@ -49,6 +52,17 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     OUT.print(table)
     OUT.print()
+
+
+def print_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table for spreadsheets, in which no text is a formula, whatever a stranger wrote into a name."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_no_formula(cell) for cell in row] for row in rows)
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.settings import Problem
-from flows.verbs.options import HERE, AsJson, CatalogueUrl
+from flows.verbs.options import HERE, AsJson, CatalogueUrl, SnapshotPath
 
 
 def request(subject: str, style: str, catalogue: CatalogueUrl = HERE, as_json: AsJson = False) -> None:
@@ -26,50 +26,6 @@ def request(subject: str, style: str, catalogue: CatalogueUrl = HERE, as_json: A
         show.print_json({"subject": pair[0], "style": pair[1]})
     else:
         show.OUT.print(f"{subject} × {style} goes first in the next night.")
-
-
-def pick(
-    subject: Annotated[str | None, typer.Option(help="only this subject")] = None,
-    style: Annotated[str | None, typer.Option(help="only this style")] = None,
-    method: Annotated[str | None, typer.Option(help="only this method")] = None,
-    licence: Annotated[str | None, typer.Option(help="only under this licence")] = None,
-    least_score: Annotated[float, typer.Option(min=0, max=1)] = 0.0,
-    limit: Annotated[int, typer.Option(min=1)] = 20,
-    catalogue: CatalogueUrl = HERE,
-    as_json: AsJson = False,
-) -> None:
-    """The best merged adapters, best first: 0 is the base alone, 1 as good as both LoRAs alone."""
-    from catalog import rankings
-    from catalog.names import find_adapter
-    from catalog.schema import open_catalogue
-    from flows import show
-
-    opened = open_catalogue(catalogue)
-    picked = rankings.pick(
-        opened,
-        rankings.ranking_scorers(opened),
-        subject=find_adapter(opened, subject, "subject") if subject else None,
-        style=find_adapter(opened, style, "style") if style else None,
-        method=method,
-        licence=licence,
-        least_score=least_score,
-        limit=limit,
-    )
-    if as_json:
-        show.print_json(picked)
-        return
-    rows = [
-        (
-            f"{one.merge.score_01:.2f}",
-            one.subject_name,
-            one.style_name,
-            one.merge.method,
-            one.licence,
-            one.merge.merge_id[:12],
-        )
-        for one in picked
-    ]
-    show.print_table(f"{len(rows)} merges", ("score", "subject", "style", "method", "licence", "merge id"), rows)
 
 
 def show_item(item: str, catalogue: CatalogueUrl = HERE, as_json: AsJson = False) -> None:
@@ -122,7 +78,7 @@ def query(
     parquet: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="write a Parquet file of every table to this folder instead")
     ] = None,
-    snapshot: Annotated[Path, typer.Option(help="the snapshot")] = Path("catalog.duckdb"),
+    snapshot: SnapshotPath = Path("catalog.duckdb"),
     as_json: AsJson = False,
 ) -> None:
     """Ask the snapshot in SQL (DuckDB), or write its tables as Parquet."""

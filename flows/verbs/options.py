@@ -13,4 +13,5 @@ Strength = Annotated[float, typer.Option(help="0 without the style, 1 as merged"
 Rank = Annotated[int | None, typer.Option(help="cut layers to this rank by SVD; says what that loses")]
 AMerge = Annotated[str, typer.Argument(metavar="MERGE", help="the beginning of its id")]
 CatalogueUrl = Annotated[str, typer.Option("--catalogue", envvar="ZIPLORA_CATALOGUE", help="its URL")]
+SnapshotPath = Annotated[Path, typer.Option("--snapshot", help="the DuckDB file")]
 HERE = "sqlite:///catalog.sqlite"
