@@ -43,7 +43,7 @@ CREATE VIEW text_scorer AS
     WHERE scorer_id = 'clip-t' OR starts_with(scorer_id, 'clip-t:');
 
 CREATE MACRO ranking(scorers) AS TABLE
-    SELECT merge_id, subject, style, method, score_01
+    SELECT merge_id, rankings.subject, rankings.style, rankings.method, score_01
     FROM rankings JOIN merges USING (merge_id)
     WHERE status = 'done' AND len(list_distinct(scorers)) = 2
         AND subject_scorer IN (scorers[1], scorers[-1]) AND style_scorer IN (scorers[1], scorers[-1]);
@@ -65,7 +65,7 @@ CREATE MACRO best_method_per_pair(scorers) AS TABLE
 
 -- Every merge of the usual ranking with what people choose by; `publishable` says that it may leave and has not yet.
 CREATE VIEW picks AS
-    SELECT merge_id, subjects.name AS subject, styles.name AS style, method, score_01, subject_position, style_position,
+    SELECT merge_id, subjects.name AS subject, styles.name AS style, rankings.method, score_01, subject_position, style_position,
         text_position, merged_licences.licence, subjects.rank + styles.rank AS rank,
         subjects.size_bytes + styles.size_bytes AS size_bytes, finished_at, night_id,
         merged_licences.licence IS NOT NULL AND merge_id NOT IN (
@@ -74,8 +74,8 @@ CREATE VIEW picks AS
     FROM rankings
     JOIN ranking_scorers ON scorers = [subject_scorer, style_scorer]
     JOIN (FROM merges WHERE status = 'done') AS finished USING (merge_id)
-    JOIN named_adapters AS subjects ON subjects.sha256 = finished.subject
-    JOIN named_adapters AS styles ON styles.sha256 = finished.style
+    JOIN named_adapters AS subjects ON subjects.sha256 = rankings.subject
+    JOIN named_adapters AS styles ON styles.sha256 = rankings.style
     LEFT JOIN merged_licences
         ON subject_licence IS NOT DISTINCT FROM subjects.licence AND style_licence IS NOT DISTINCT FROM styles.licence
     LEFT JOIN (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, false, func, or_, select, true
+from sqlalchemy import ColumnElement, Engine, Select, and_, false, func, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, metric_of
@@ -89,8 +89,8 @@ def _by(scorers: Collection[str]) -> ColumnElement[bool]:
 
 def _ranked(scorers: Collection[str]) -> _Merges:
     """The finished merges in the ranking of these scorers."""
-    merge = select(Merge.merge_id, Merge.subject, Merge.style, Merge.method, Ranking.score_01)
-    return merge.join(Ranking, Ranking.merge_id == Merge.merge_id).where(_by(scorers), Merge.status == "done")
+    merge = select(Ranking.merge_id, Ranking.subject, Ranking.style, Ranking.method, Ranking.score_01)
+    return merge.join(Merge, Merge.merge_id == Ranking.merge_id).where(_by(scorers), Merge.status == "done")
 
 
 def _best_first(merges: _Merges) -> _Merges:
@@ -186,8 +186,8 @@ def _beats(one: Picked, other: Picked) -> bool:
 def _with_facts(engine: Engine, scorers: Collection[str]) -> _Merges:
     """Ranked merges with what else people choose by."""
     text = and_(Summary.merge_id == Merge.merge_id, Summary.scorer_id == text_scorer(engine))
-    merges = _ranked(scorers).join(_SubjectFile, _SubjectFile.sha256 == Merge.subject)
-    merges = merges.join(_StyleFile, _StyleFile.sha256 == Merge.style).outerjoin(Summary, text)
+    merges = _ranked(scorers).join(_SubjectFile, _SubjectFile.sha256 == Ranking.subject)
+    merges = merges.join(_StyleFile, _StyleFile.sha256 == Ranking.style).outerjoin(Summary, text)
     licences = (_SubjectFile.licence.label("subject_licence"), _StyleFile.licence.label("style_licence"))
     positions = (Ranking.subject_position, Ranking.style_position, Summary.position)
     return merges.add_columns(*licences, *positions, _RANK.label("rank"), _SIZE_BYTES, Merge.finished_at)
@@ -208,12 +208,12 @@ def _picked(engine: Engine, merges: _Merges, licences: _Licences) -> Iterator[Pi
 def _licences(engine: Engine) -> _Licences:
     """Those of all pairs of licences that are in the catalogue and can be kept together."""
     with reading(engine).connect() as connection:
-        return merged_licences(list(connection.scalars(select(distinct(Adapter.licence)))))
+        return merged_licences(list(connection.scalars(select(Adapter.licence).distinct())))
 
 
 def _filters(wanted: Wanted, licences: _Licences) -> Iterator[ColumnElement[bool]]:
     """One condition for each thing that is wanted."""
-    equal = ((Merge.subject, "subject"), (Merge.style, "style"), (Merge.method, "method"))
+    equal = ((Merge.subject, "subject"), (Merge.style, "style"), (Ranking.method, "method"))
     least: tuple[tuple[Any, str], ...] = (
         (Ranking.score_01, "least_score"),
         (Ranking.subject_position, "least_subject"),

@@ -85,6 +85,14 @@ def record_night_finished(engine: Engine, night_id: str, summary: Mapping[str, A
         connection.execute(
             update(night).where(night.night_id == night_id).values(summary=summary, finished_at=finished_at)
         )
+        _count_roughly(connection)
+
+
+def _count_roughly(connection: Connection) -> None:
+    """Tell SQLite how its tables have grown, a matter of milliseconds: else it chooses indexes that suit small ones."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA analysis_limit=1000")
+        connection.exec_driver_sql("ANALYZE")
 
 
 def record_adapters(engine: Engine, adapters: Collection[facts.Adapter], aliases: Collection[facts.Alias] = ()) -> None:
@@ -263,8 +271,9 @@ def _put_scores(connection: Connection, scores: Collection[facts.Score]) -> None
     rows = {score.score_id: _score_row(score) for score in scores}
     table, merge = schema.Score, schema.Merge
     # Two that score one merge take turns: neither would see the other's summary, and no ranking would have both.
-    scored = select(merge.merge_id).where(merge.merge_id.in_({score.merge_id for score in scores}))
-    connection.execute(scored.order_by(merge.merge_id).with_for_update()).all()
+    scored = select(merge.merge_id, merge.subject, merge.style, merge.method).order_by(merge.merge_id)
+    scored = scored.where(merge.merge_id.in_({score.merge_id for score in scores})).with_for_update()
+    merges = connection.execute(scored).mappings().all()
     _put(connection, table, rows, ("value", "floor", "ceiling", "position", "reason", "scored_at"))
     seen: dict[tuple[str, str], list[str]] = defaultdict(list)
     for score in scores:
@@ -273,6 +282,8 @@ def _put_scores(connection: Connection, scores: Collection[facts.Score]) -> None
         earlier = delete(table).where(table.merge_id == merge_id, table.scorer_id == scorer_id)
         connection.execute(earlier.where(table.score_id.not_in(score_ids)))
     _summarise(connection, scores)
+    for found in merges:
+        _rank(connection, found)
 
 
 def _summarise(connection: Connection, scores: Collection[facts.Score]) -> None:
@@ -286,21 +297,19 @@ def _summarise(connection: Connection, scores: Collection[facts.Score]) -> None:
     }
     changed = ("pictures", "value", "floor", "ceiling", "position", "reason", "scored_at")
     _put(connection, schema.Summary, rows, changed)
-    for merge_id in sorted({merge_id for merge_id, _ in rows}):
-        _rank(connection, merge_id)
 
 
-def _rank(connection: Connection, merge_id: str) -> None:
+def _rank(connection: Connection, merge: Mapping[Any, Any]) -> None:
     """The merge's place in the ranking of each scorer of subjects with each scorer of styles."""
     table, summary = schema.Ranking, schema.Summary
-    placed = select(summary.scorer_id, summary.position).where(summary.merge_id == merge_id)
+    placed = select(summary.scorer_id, summary.position).where(summary.merge_id == merge["merge_id"])
     positions: dict[str, dict[str, float]] = defaultdict(dict)
     for scorer_id, position in connection.execute(placed):
         if position is not None:
             positions[facts.metric_of(scorer_id)][scorer_id] = position
     rows = {
         (subject, style): {
-            "merge_id": merge_id,
+            **merge,
             "subject_scorer": subject,
             "style_scorer": style,
             "subject_position": subject_position,
@@ -310,7 +319,7 @@ def _rank(connection: Connection, merge_id: str) -> None:
         for subject, subject_position in positions[facts.SUBJECT_METRIC].items()
         for style, style_position in positions[facts.STYLE_METRIC].items()
     }
-    connection.execute(delete(table).where(table.merge_id == merge_id))
+    connection.execute(delete(table).where(table.merge_id == merge["merge_id"]))
     _put(connection, table, rows)
 
 

@@ -218,7 +218,10 @@ class Summary(Base):
 
 
 class Ranking(Base):
-    """A merge that one scorer of subjects and one of styles have placed, with the harmonic mean of both positions."""
+    """A merge that one scorer of subjects and one of styles have placed, with the harmonic mean of both positions.
+
+    It repeats what never changes of its merge, so that the best of a million are filtered without looking these up.
+    """
 
     __tablename__ = "rankings"
     __table_args__ = (
@@ -228,6 +231,9 @@ class Ranking(Base):
     merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"), primary_key=True)
     subject_scorer: Mapped[str] = mapped_column(primary_key=True)
     style_scorer: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = _adapter()
+    style: Mapped[str] = _adapter()
+    method: Mapped[str]
     subject_position: Mapped[float]
     style_position: Mapped[float]
     score_01: Mapped[float]

@@ -2,14 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, func, or_, select
 
 from catalog.errors import CatalogueError
-from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, ScoreSummary, harmonic_01, metric_of
+from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, Reason, ScoreSummary, harmonic_01
 from catalog.names import adapter_names, find_adapter, find_merge, short
 from catalog.schema import (
     Adapter,
@@ -67,14 +67,15 @@ class NightSummary:
 
 def scores_by_merge(engine: Engine, merge_id: str | None = None) -> dict[str, tuple[ScoreSummary, ...]]:
     """For each merge (or this one) the latest scorer of each metric."""
-    summaries = select(*Summary.__table__.columns).order_by(Summary.scored_at, Summary.scorer_id)
+    columns = (Summary.merge_id, *(getattr(Summary, field.name) for field in fields(ScoreSummary)))
+    summaries = select(*columns).order_by(Summary.scored_at, Summary.scorer_id)
     if merge_id is not None:
         summaries = summaries.where(Summary.merge_id == merge_id)
     latest: dict[str, dict[str, ScoreSummary]] = defaultdict(dict)
     with reading(engine).connect() as connection:
-        for row in connection.execute(summaries).mappings():
-            facts = dict(row)
-            latest[facts.pop("merge_id")][metric_of(facts["scorer_id"])] = ScoreSummary(**facts)
+        for merge, *seen in connection.execute(summaries):
+            summary = ScoreSummary(*seen)
+            latest[merge][summary.metric] = summary
     return {merge: tuple(by_metric[metric] for metric in sorted(by_metric)) for merge, by_metric in latest.items()}
 
 

@@ -15,7 +15,7 @@ from catalog import facts, record, schema
 from catalog.errors import CatalogueError
 from catalog.snapshot import export_parquet, write_snapshot
 
-from .samples import DIVERGED, DOG, NEON, NIGHT, adapter, done, merge, minutes, rows, start
+from .samples import DIVERGED, DOG, NEON, NIGHT, adapter, done, merge, minutes, rows, score, start
 
 HOSTILE = "'); DROP TABLE merges;-- <b>\n\u202e\x00\ud800\\u0000 \"=1+1"
 
@@ -31,6 +31,7 @@ def filled(catalogue: Engine) -> Engine:
     header = facts.Header(HOSTILE, "main", "b.bin", DOG, None, reason, 1, minutes(0))
     record.record_headers(catalogue, [header, replace(header, file_name="a", facts={HOSTILE: [0.1]}, reason=None)])
     done(catalogue, merge(), clip_i=0.1, dino=None)
+    record.record_scores(catalogue, [replace(score(merge(), "dino", 0.7), scorer_id="dino:2")])
     record.record_failed(catalogue, merge(method="direct"), DIVERGED, NIGHT, minutes(1))
     record.record_request(catalogue, DOG, NEON, minutes(2))
     record.record_publication(catalogue, facts.Publication(merge().merge_id, "me/dog", "committed", "abc", minutes(3)))

@@ -14,19 +14,23 @@ FROM scores GROUP BY merge_id, scorer_id
 """
 
 _RANK = """
-INSERT INTO rankings (merge_id, subject_scorer, style_scorer, subject_position, style_position, score_01)
-SELECT merge_id, subject_scorer, style_scorer, subject_position, style_position,
-    CASE WHEN subject = 0 OR style = 0 THEN 0 ELSE 2 * subject * style / (subject + style) END
+INSERT INTO rankings (merge_id, subject_scorer, style_scorer, subject, style, method, subject_position, style_position,
+    score_01)
+SELECT placed.merge_id, subject_scorer, style_scorer, merges.subject, merges.style, merges.method, subject_position,
+    style_position, CASE WHEN near_subject = 0 OR near_style = 0 THEN 0
+        ELSE 2 * near_subject * near_style / (near_subject + near_style) END
 FROM (
     SELECT subjects.merge_id, subjects.scorer_id AS subject_scorer, styles.scorer_id AS style_scorer,
         subjects.position AS subject_position, styles.position AS style_position,
-        CASE WHEN subjects.position < 0 THEN 0 WHEN subjects.position > 1 THEN 1 ELSE subjects.position END AS subject,
-        CASE WHEN styles.position < 0 THEN 0 WHEN styles.position > 1 THEN 1 ELSE styles.position END AS style
+        CASE WHEN subjects.position < 0 THEN 0 WHEN subjects.position > 1 THEN 1 ELSE subjects.position END
+            AS near_subject,
+        CASE WHEN styles.position < 0 THEN 0 WHEN styles.position > 1 THEN 1 ELSE styles.position END
+            AS near_style
     FROM summaries AS subjects JOIN summaries AS styles ON styles.merge_id = subjects.merge_id
     WHERE (subjects.scorer_id = 'dino' OR substr(subjects.scorer_id, 1, 5) = 'dino:')
         AND (styles.scorer_id = 'clip-i' OR substr(styles.scorer_id, 1, 7) = 'clip-i:')
         AND subjects.position IS NOT NULL AND styles.position IS NOT NULL
-) AS placed
+) AS placed JOIN merges ON merges.merge_id = placed.merge_id
 """
 
 
@@ -53,6 +57,9 @@ def upgrade() -> None:
         _merge_id(),
         sa.Column("subject_scorer", sa.Text(), primary_key=True),
         sa.Column("style_scorer", sa.Text(), primary_key=True),
+        sa.Column("subject", sa.String(64), sa.ForeignKey("adapters.sha256"), nullable=False),
+        sa.Column("style", sa.String(64), sa.ForeignKey("adapters.sha256"), nullable=False),
+        sa.Column("method", sa.Text(), nullable=False),
         sa.Column("subject_position", sa.Double(), nullable=False),
         sa.Column("style_position", sa.Double(), nullable=False),
         sa.Column("score_01", sa.Double(), nullable=False),
