@@ -203,7 +203,8 @@ def plan(
     jobs: list[Job] = []
     done: list[Job] = []
     skipped: list[Skipped] = []
-    held = 0
+    held = to_do = 0
+    limit = settings.limits.pairs * len(settings.methods)
     answered: list[tuple[str, str]] = []
     for subject, style in ((subject, style) for subject in subjects for style in styles):
         pair = (subject.sha256, style.sha256)
@@ -223,10 +224,11 @@ def plan(
             elif recipe.merge_id in blocked:
                 held += 1
             else:
-                jobs.append(Job(recipe, subject, style, licence))
+                to_do += 1
+                if pair in turn or to_do <= limit:  # the others cannot come before the limit
+                    jobs.append(Job(recipe, subject, style, licence))
     jobs.sort(key=lambda job: turn.get((job.subject.sha256, job.style.sha256), len(turn)))
-    limit = settings.limits.pairs * len(settings.methods)
-    postponed = max(0, len(jobs) - limit)
+    postponed = max(0, to_do - limit)
     return Plan(tuple(jobs[:limit]), tuple(skipped), tuple(done), held, postponed, tuple(answered))
 
 

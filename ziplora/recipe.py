@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -76,7 +77,7 @@ class Calibration:
     steps: int = 20
     guidance: float = 5.0
 
-    @property
+    @cached_property
     def calibration_id(self) -> str:
         facts = asdict(self)
         if self.references_sha256 is not None:
@@ -122,15 +123,18 @@ class Recipe:
     seed: int = 0
     version: int = RECIPE_VERSION
 
-    @property
+    @cached_property
     def merge_id(self) -> str:
+        """A million pairs are planned by it, so it takes apart no more than it has to."""
         calibrations = {
             name: calibration.calibration_id if calibration else None
             for name, calibration in (("subject", self.subject_calibration), ("style", self.style_calibration))
         }
-        facts = {name: value for name, value in asdict(self).items() if not name.endswith("_calibration")}
+        facts = {name: value for name, value in vars(self).items() if not name.endswith("_calibration")}
         if self.joint is None:
             del facts["joint"]  # so that merges from before there was any keep their ids
+        else:
+            facts["joint"] = vars(self.joint)
         return content_id({**facts, "calibrations": calibrations})
 
     def to_json(self) -> str:

@@ -69,3 +69,6 @@ def upgrade() -> None:
     op.execute(_SUMMARISE)
     op.execute(_RANK)
     op.create_index("rankings_by_score", "rankings", ["subject_scorer", "style_scorer", "score_01"])
+    if op.get_bind().dialect.name == "sqlite":  # without, it takes the new tables for small ones
+        op.execute("PRAGMA analysis_limit=1000")
+        op.execute("ANALYZE")
