@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Engine, and_, func, or_, select
+from sqlalchemy import Engine, and_, func, literal, or_, select
 
 from catalog.errors import CatalogueError
 from catalog.facts import (
@@ -18,7 +18,7 @@ from catalog.facts import (
     Result,
     Role,
 )
-from catalog.schema import Adapter, Failure, Merge, Night, Refusal, Request, Score, reading
+from catalog.schema import Adapter, Failure, Merge, Night, Publication, Refusal, Request, Score, reading
 from catalog.schema import Alias as AliasRow
 from catalog.schema import Header as HeaderRow
 
@@ -251,3 +251,31 @@ def nights_refused(engine: Engine, sha256: str, code: str, since: datetime) -> i
     chosen = nights.where(Refusal.sha256 == sha256, Refusal.code == code, Refusal.refused_at > since)
     with reading(engine).connect() as connection:
         return connection.scalar(chosen) or 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something new: its item is an adapter's sha256, a merge's id or a file's place."""
+
+    word: Literal["found", "merged", "failed", "refused", "staged", "committed", "verified", "withdrawn"]
+    item: str
+    happened_at: datetime
+
+
+def changes_since(engine: Engine, moment: datetime) -> list[Change]:
+    """Adapters found, merges finished and failed, files refused and publications moved since, in order of time."""
+    place = Refusal.repository + "@" + Refusal.revision + "/" + Refusal.file_name
+    asked: tuple[tuple[Any, Any, Any], ...] = (
+        (literal("found"), Adapter.sha256, Adapter.first_seen_at),
+        (literal("merged"), Merge.merge_id, Merge.finished_at),
+        (literal("failed"), Failure.merge_id, Failure.failed_at),
+        (literal("refused"), place, Refusal.refused_at),
+        (Publication.status, Publication.merge_id, Publication.changed_at),
+    )
+    with reading(engine).connect() as connection:
+        found = [
+            Change(*row)
+            for word, item, at in asked
+            for row in connection.execute(select(word, item, at).where(at >= moment))
+        ]
+    return sorted(found, key=lambda change: (change.happened_at, change.item, change.word))

@@ -6,14 +6,14 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
-_SUMMARISE = """
+SUMMARISE = """
 INSERT INTO summaries (merge_id, scorer_id, pictures, value, floor, ceiling, position, reason, scored_at)
 SELECT merge_id, scorer_id, count(*), avg(value), avg(floor), avg(ceiling),
     CASE WHEN count(position) = count(*) THEN avg(position) END, max(reason), max(scored_at)
 FROM scores GROUP BY merge_id, scorer_id
 """
 
-_RANK = """
+RANK = """
 INSERT INTO rankings (merge_id, subject_scorer, style_scorer, subject, style, method, subject_position, style_position,
     score_01)
 SELECT placed.merge_id, subject_scorer, style_scorer, merges.subject, merges.style, merges.method, subject_position,
@@ -66,8 +66,8 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("merges_by_finish", "merges", ["finished_at"])
-    op.execute(_SUMMARISE)
-    op.execute(_RANK)
+    op.execute(SUMMARISE)
+    op.execute(RANK)
     op.create_index("rankings_by_score", "rankings", ["subject_scorer", "style_scorer", "score_01"])
     if op.get_bind().dialect.name == "sqlite":  # without, it takes the new tables for small ones
         op.execute("PRAGMA analysis_limit=1000")
