@@ -19,7 +19,7 @@ from ziplora.pair import Pair, merged_layers
 from ziplora.store import Store
 from ziplora.tinyworld.base import build_unet
 
-from . import catalogue, pair, scan
+from . import catalogue, million, pair, scan
 from .cases import in_double, random_case
 from .catalogue import Variant, variants
 from .straightforward import DenseMerge, Settings
@@ -162,3 +162,17 @@ def test_a_scan_of_ten_thousand_adapters_keeps_its_gates(tmp_path: Path) -> None
 def test_the_benchmark_of_scans_prints_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
     scan.main(["--adapters", "100"])
     assert "100 adapters" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_questions_prints_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    million.main(["--subjects", "3", "--styles", "2", "--times", "1"])
+    assert "12 merges" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_questions_to_a_million_merges_keep_their_gates(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    subprocess.run([sys.executable, "-m", "tests.bench.million", "--json", str(figures)], check=True)
+    gates = {"by id": 5, "best 20 styles of a subject": 100, "filtered join, top 50": 150}
+    for question, milliseconds in json.loads(figures.read_text(encoding="utf-8"))["p95_milliseconds"].items():
+        assert milliseconds <= gates[question.rpartition(" (")[0]], question

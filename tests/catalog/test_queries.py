@@ -182,3 +182,25 @@ def test_a_ranking_of_one_moment_is_not_held_up_by_a_writer(ranked: Engine) -> N
         writer.exec_driver_sql("UPDATE merges SET method = 'half done'")
         assert rankings.best_styles_for(ranked, DOG, SCORERS)[0].method == "ziplora"
         writer.rollback()
+
+
+def test_what_changed_is_told_in_order_from_python_and_from_the_snapshot(catalogue: Engine, tmp_path: Path) -> None:
+    start(catalogue)
+    record.record_adapters(catalogue, [adapter(facts.key("new"), "subject", seen_at=minutes(1))])
+    record.record_done(catalogue, merge(method="before"), result())
+    record.record_done(catalogue, merge(), result(at=minutes(2)))
+    record.record_failed(catalogue, merge(DOG, INK), DIVERGED, NIGHT, minutes(3))
+    record.record_refusals(catalogue, [facts.Refusal(NIGHT, "me/old", "main", "old.bin", DIVERGED, minutes(4))])
+    record.record_publication(catalogue, facts.Publication(merge().merge_id, "me/x", "staged", None, minutes(5)))
+    expected = [
+        ("found", facts.key("new")),
+        ("merged", merge().merge_id),
+        ("failed", merge(DOG, INK).merge_id),
+        ("refused", "me/old@main/old.bin"),
+        ("staged", merge().merge_id),
+    ]
+    assert [(one.word, one.item) for one in queries.changes_since(catalogue, minutes(1))] == expected
+    write_snapshot(catalogue, tmp_path / "catalog.duckdb")
+    with duckdb.connect(tmp_path / "catalog.duckdb", read_only=True) as snapshot:
+        told = snapshot.execute("SELECT word, item FROM changes_since(?)", [minutes(1).replace(tzinfo=None)])
+        assert told.fetchall() == expected
