@@ -63,8 +63,9 @@ CREATE MACRO best_method_per_pair(scorers) AS TABLE
     QUALIFY row_number() OVER (PARTITION BY subject, style ORDER BY score_01 DESC, merge_id) = 1
     ORDER BY score_01 DESC, merge_id;
 
--- Every merge of the usual ranking with what people choose by; `publishable` says that it may leave and has not yet.
-CREATE VIEW picks AS
+-- Every merge of the usual ranking with what people choose by, joined once for all: `publishable` says that it may leave
+-- this machine and has not yet.
+CREATE TABLE picks AS
     SELECT merge_id, subjects.name AS subject, styles.name AS style, rankings.method, score_01, subject_position, style_position,
         text_position, merged_licences.licence, subjects.rank + styles.rank AS rank,
         subjects.size_bytes + styles.size_bytes AS size_bytes, finished_at, night_id,
@@ -80,7 +81,8 @@ CREATE VIEW picks AS
         ON subject_licence IS NOT DISTINCT FROM subjects.licence AND style_licence IS NOT DISTINCT FROM styles.licence
     LEFT JOIN (
         SELECT merge_id, position AS text_position FROM summaries WHERE scorer_id = (FROM text_scorer)
-    ) AS texts USING (merge_id);
+    ) AS texts USING (merge_id)
+    ORDER BY score_01 DESC, merge_id;
 
 -- Of the picks with one subject or style, by name, those that no other beats in subject, style and text.
 CREATE MACRO pareto_front(chosen) AS TABLE

@@ -103,16 +103,19 @@ def test_nothing_beats_what_is_on_the_front(scored: Engine, tmp_path: Path) -> N
     assert found == [BEST, INKED, DIRECT]
 
 
-def test_an_upgrade_ranks_what_was_scored_before(scored: Engine, url: str) -> None:
+@pytest.mark.parametrize(("version", "newer"), [("0001", ("headers",)), ("0002", ())])
+def test_an_upgrade_ranks_what_was_scored_before(
+    scored: Engine, url: str, version: str, newer: tuple[str, ...]
+) -> None:
     unplaced = merge(TEAPOT, INK)
     record.record_done(scored, unplaced, result())
     record.record_scores(scored, [score(unplaced, "dino", None), score(unplaced, "dino", 0.5, seed=1)])
     written = [rows(scored, table) for table in (schema.Summary, schema.Ranking)]
     with scored.begin() as connection:
-        for name in ("rankings", "summaries"):
+        for name in ("rankings", "summaries", *newer):
             connection.execute(text(f"DROP TABLE {name}"))
         connection.execute(text("DROP INDEX merges_by_finish"))
-        connection.execute(text("UPDATE catalogue_version SET version_num = '0002'"))
+        connection.execute(text("UPDATE catalogue_version SET version_num = :version"), {"version": version})
     schema.open_catalogue(url, migrate=True).dispose()
     for table, before in zip((schema.Summary, schema.Ranking), written, strict=True):
         assert [_rounded(row) for row in rows(scored, table)] == [_rounded(row) for row in before]

@@ -18,6 +18,8 @@ from .world import Place
 _PAGE = (Path(__file__).parents[2] / "docs" / "questions.md").read_text(encoding="utf-8")
 _SQL = [sql.strip() for block in re.findall(r"```sql\n(.*?)```", _PAGE, re.DOTALL) for sql in block.split(";\n")]
 _COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", _PAGE, re.DOTALL) for line in block.splitlines()]
+_MAY_FIND_NOTHING = ("publishable", "failed_merges", "subject_position")
+"""In questions about an untrained world whose merges all succeeded."""
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_every_sql_example_has_an_answer(there: Path, ziplora: Ziplora) -> None:
     for sql in asked:
         said = ziplora("query", sql, "--json")
         assert said.code == 0, f"{sql}: {said.err}"
-        assert said.document or "publishable" in sql or "failed_merges" in sql, sql
+        assert said.document or any(word in sql for word in _MAY_FIND_NOTHING), sql
 
 
 @pytest.mark.parametrize("line", _COMMANDS)
