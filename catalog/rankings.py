@@ -20,7 +20,7 @@ from catalog.names import adapter_names
 from catalog.schema import Adapter, Merge, Publication, Ranking, Summary, reading
 
 _SubjectFile, _StyleFile = aliased(Adapter), aliased(Adapter)
-_Merges = Select[*tuple[Any, ...]]
+_Merges = Select[Any]
 _Licences = Mapping[tuple[str | None, str | None], str]
 """What a merge carries, by the licences of its subject and its style."""
 _RANK = _SubjectFile.facts["rank"].as_integer() + _StyleFile.facts["rank"].as_integer()

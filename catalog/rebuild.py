@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, Table, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from catalog import record
@@ -146,14 +146,15 @@ def _copied(earlier: Engine, new: Engine, left_out: list[tuple[str, Reason]]) ->
 
 def _missing(new: Engine, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those rows that a catalogue does not have, and could: all that they refer to is there."""
-    (key,) = table.primary_key
+    keys = [*table.primary_key]
     with reading(new).connect() as connection:
 
         def there(column: Any, wanted: Iterable[Any]) -> set[Any]:
             return set(connection.scalars(select(column).where(column.in_(set(wanted)))))
 
-        known = there(key, (row[key.name] for row in rows))
-        left = [row for row in rows if row[key.name] not in known]
+        named = {tuple(row[key.name] for key in keys): row for row in rows}
+        known = {tuple(row) for row in connection.execute(select(*keys).where(tuple_(*keys).in_(named)))}
+        left = [row for name, row in named.items() if name not in known]
         for reference in table.foreign_keys:
             name = reference.parent.name
             parents = there(reference.column, (row[name] for row in left)) | {None}

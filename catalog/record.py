@@ -196,6 +196,9 @@ def record_all_done(
     with engine.begin() as connection:
         _put(connection, schema.Merge, merges)
         _put(connection, schema.Score, scores)
+        _summarise(connection, [score for *_, seen in finished for score in seen])
+        for merge, *_ in finished:
+            _rank(connection, vars(merge))
 
 
 def record_lost(engine: Engine, merge_id: str) -> None:

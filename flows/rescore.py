@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.errors import Refused
-from catalog.facts import Reason, Role
+from catalog.facts import Reason, Role, ScoreSummary
 from catalog.queries import finished_merge_ids, recipe_of, result_of
 from catalog.schema import Catalogue, open_catalogue
 from catalog.sidecars import MERGE_FACTS
-from catalog.story import ScoreSummary, scores_by_merge
+from catalog.story import scores_by_merge
 from flows.plan import Base, Input, Job, base_of
 from flows.progress import tell
 from flows.results import inputs_of

@@ -6,7 +6,8 @@ Coefficients, results and rows are kept always, so a merge can be exported as ev
 import shutil
 from datetime import UTC, datetime, timedelta
 
-from catalog.queries import MergeOutline, best_merges, merge_outlines, ranking_scorers
+from catalog.queries import MergeOutline, merge_outlines
+from catalog.rankings import best_merges, ranking_scorers
 from catalog.schema import Catalogue
 from flows.settings import Settings
 from ziplora.store import Store

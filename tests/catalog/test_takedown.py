@@ -10,7 +10,8 @@ from catalog import facts, record, schema
 from catalog.errors import CatalogueError, Refused
 from catalog.hub import Hub
 from catalog.publish import Policy, publish
-from catalog.queries import finished_merge_ids, open_requests, pick
+from catalog.queries import finished_merge_ids, open_requests
+from catalog.rankings import pick
 from catalog.takedown import reach_of, tombstones, withdraw
 
 from .hub_contents import TOKEN, HubServer

@@ -8,7 +8,8 @@ import pytest
 
 from catalog import schema
 from catalog.facts import STYLE_METRIC, metric_of
-from catalog.queries import finished_merge_ids, ranking_scorers
+from catalog.queries import finished_merge_ids
+from catalog.rankings import ranking_scorers
 from catalog.schema import open_catalogue
 from flows.nightly import nightly
 from tests.catalog.samples import rows
