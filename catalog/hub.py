@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
@@ -47,12 +47,16 @@ MAX_HEADER_BYTES = 10_000_000
 _MAX_SMALL_FILE_BYTES = 1_000_000
 _MAX_PAGE_BYTES = 100_000_000
 """Of a listing; what is longer is cut, and so no JSON."""
+_MAX_OWN_FILE_BYTES = 20_000_000
+"""Holds the list of the largest collection."""
 _PAGE = 1000
 _TIMEOUT_SECONDS = 30
 _MAX_READ_SECONDS = 120
 """For one answer, however slowly it drips."""
 _FAILURES_IN_A_ROW = 24
 """So many files that could not be asked about, one after the other, mean that the Hub is away."""
+Kind = Literal["model", "dataset"]
+"""Of a repository."""
 AGAIN = "nothing; the next night tries again."
 PASSING = frozenset({"HUB_BUSY", "HUB_UNREACHABLE"})
 """Codes that say nothing of what was asked about: the next night asks again."""
@@ -247,23 +251,13 @@ class Hub:
             raise _CameShort("fewer bytes than promised")
         return replace(candidate, size_bytes=size_bytes, sha256=sha256), wanted
 
-    def head(self, name: str) -> str | None:
+    def head(self, name: str, kind: Kind = "model") -> str | None:
         """The newest commit of a repository; None when there is no such repository."""
         try:
             with _in_plain_words(name):
-                return self._api.model_info(name, timeout=_TIMEOUT_SECONDS).sha
+                return self._api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS).sha
         except Refused as refused:
             if refused.reason.code in ("GONE", "HIDDEN"):
-                return None
-            raise
-
-    def published_file(self, name: str, commit: str, file_name: str) -> bytes | None:
-        """A small file of a repository, maybe one of ours; None when it is not there."""
-        candidate = Candidate(name, commit, file_name, None, None, CardFacts(), (file_name,))
-        try:
-            return self.small_file(candidate, file_name)
-        except Refused as refused:
-            if refused.reason.code == "FILE_MISSING":
                 return None
             raise
 
@@ -272,17 +266,33 @@ class Hub:
         with _in_plain_words(name):
             return bool(self._api.model_info(name, timeout=_TIMEOUT_SECONDS).private)
 
-    def published_files(self, name: str, commit: str) -> Mapping[str, str]:
-        """The files of a repository with what tells their contents apart: sha256 of large ones, git's id of others."""
+    def published_file(self, name: str, commit: str, file_name: str) -> bytes | None:
+        """A file of a repository, maybe one of ours; None when it is not there, or far too long."""
+        candidate = Candidate(name, commit, file_name, None, None, CardFacts(), (file_name,))
+        try:
+            content = self._read(candidate, file_name, 0, _MAX_OWN_FILE_BYTES + 1)[1]
+            return content if len(content) <= _MAX_OWN_FILE_BYTES else None
+        except Refused as refused:
+            if refused.reason.code == "FILE_MISSING":
+                return None
+            raise
+
+    def published_files(
+        self, name: str, commit: str, folder: str | None = None, kind: Kind = "model"
+    ) -> Mapping[str, str]:
+        """The files of a repository, or of a folder in it, with what tells their contents apart.
+
+        That is the sha256 of large files, and git's id of others.
+        """
         with _in_plain_words(name, commit):
-            entries = self._api.list_repo_tree(name, recursive=True, revision=commit)
+            entries = self._api.list_repo_tree(name, folder, recursive=True, revision=commit, repo_type=kind)
             files = [entry for entry in entries if isinstance(entry, RepoFile)]
             return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
-    def check_card(self, card: str) -> None:
+    def check_card(self, card: str, kind: Kind = "model") -> None:
         """Refused when the Hub would not take this README.md."""
         with _in_plain_words("the Hub"):
-            body = {"content": card, "repoType": "model"}
+            body = {"content": card, "repoType": kind}
             url = f"{self.endpoint}/api/validate-yaml"
             answer = get_session().post(url, json=body, headers=build_hf_headers(), timeout=_TIMEOUT_SECONDS)
             if answer.status_code == 400:
@@ -290,24 +300,27 @@ class Hub:
                 raise Refused(Reason("CARD_REFUSED", f"The Hub would not take the card: {said}.", "report it to us."))
             hf_raise_for_status(answer)
 
-    def create_repository(self, name: str, *, private: bool) -> None:
+    def create_repository(self, name: str, *, private: bool, kind: Kind = "model") -> None:
         """A repository of this name; nothing happens if there is one."""
         with _in_plain_words(name):
-            self._api.create_repo(name, private=private, exist_ok=True)
+            self._api.create_repo(name, private=private, exist_ok=True, repo_type=kind)
 
     def delete_repository(self, name: str) -> None:
         """Remove a repository with all that it ever held; nothing happens if there is none."""
         with _in_plain_words(name):
             self._api.delete_repo(name, missing_ok=True)
 
-    def commit(self, name: str, files: Mapping[str, Path | bytes], message: str, parent: str | None) -> str:
+    def commit(
+        self, name: str, files: Mapping[str, Path | bytes], message: str, parent: str | None, kind: Kind = "model"
+    ) -> str:
         """All these files in one commit on top of `parent`: its id."""
         adds = [
             CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
             for path, content in files.items()
         ]
         with _in_plain_words(name):
-            return self._api.create_commit(name, adds, commit_message=message, parent_commit=parent).oid
+            made = self._api.create_commit(name, adds, commit_message=message, parent_commit=parent, repo_type=kind)
+            return made.oid
 
     def tag(self, name: str, commit: str, tag: str) -> None:
         """Give a commit a name of its own; nothing happens if it has it."""

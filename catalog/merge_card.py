@@ -8,9 +8,9 @@ import yaml
 
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TEXT_METRIC, ScoreSummary
 from catalog.names import one_line
-from catalog.release import WEIGHTS, Parent, Release
+from catalog.release import WEIGHTS, Parent, Release, tag_of
 
-_TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion-xl", "ziplora"]
+GALLERY_TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion-xl", "ziplora"]
 _HELD_AGAINST = {
     SUBJECT_METRIC: "the subject's pictures",
     STYLE_METRIC: "the style's pictures",
@@ -22,10 +22,16 @@ parents linked above, and in that of the base model.
 """
 
 
-def merge_card(release: Release, repository: str) -> str:
-    """README.md of a repository that holds this merge."""
+def merge_card(release: Release, repository: str, folder: str = "") -> str:
+    """README.md of a repository that holds this merge alone, or of its folder in a collection."""
     front = yaml.safe_dump(_front_matter(release), allow_unicode=True, width=10_000)
-    sections = (_heading(release), _use(release, repository), _scores(release), _parents(release), _recipe(release))
+    sections = (
+        _heading(release),
+        _use(release, load_line(repository, release.merge_id, folder)),
+        _scores(release),
+        _parents(release),
+        _recipe(release),
+    )
     return f"---\n{front}---\n\n" + "\n".join(sections) + "\n" + _licence(release)
 
 
@@ -39,10 +45,10 @@ def _front_matter(release: Release) -> dict[str, object]:
         "instance_prompt": one_line(release.prompt),
         "library_name": "diffusers",
         "license": release.licence,
-        "tags": [*_TAGS, *(f"source:{repository}" for repository in sources)],
+        "tags": [*GALLERY_TAGS, *(f"source:{repository}" for repository in sources)],
         "widget": widget,
     }
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", release.base_model):
+    if is_hub_id(release.base_model):
         front |= {"base_model": release.base_model, "base_model_relation": "adapter"}
     return front
 
@@ -54,15 +60,22 @@ def _heading(release: Release) -> str:
 <Gallery />
 
 The subject *{subject}* in the style *{style}*, merged with `{release.method}` from two LoRAs.
-Call it up with {_code(release.prompt)}.
+Call it up with {code(release.prompt)}.
 """
 
 
-def _use(release: Release, repository: str) -> str:
+def load_line(repository: str, merge_id: str, folder: str) -> str:
+    """How diffusers loads a merge, whatever is published after it."""
+    place = f", subfolder={json.dumps(folder)}" if folder else ""
+    revision = json.dumps(tag_of(merge_id))
+    return f'pipeline.load_lora_weights({json.dumps(repository)}{place}, weight_name="{WEIGHTS}", revision={revision})'
+
+
+def _use(release: Release, load: str) -> str:
     return f"""## Use it
 
 ```python
-pipeline.load_lora_weights({json.dumps(repository)}, weight_name="{WEIGHTS}", revision="{release.tag}")
+{load}
 ```
 
 `kohya/{release.name}.safetensors` holds the same weights for ComfyUI and kohya's tools;
@@ -91,7 +104,7 @@ def _score_row(score: ScoreSummary) -> str:
     numbers = (score.floor, score.value, score.ceiling, score.position)
     shown = " | ".join("–" if number is None else f"{number:.3f}" for number in numbers)
     against = _HELD_AGAINST.get(score.metric, escaped(score.metric))
-    return f"| {against} | {shown} | {score.pictures} | {_code(score.scorer_id)} |\n"
+    return f"| {against} | {shown} | {score.pictures} | {code(score.scorer_id)} |\n"
 
 
 def _parents(release: Release) -> str:
@@ -101,7 +114,7 @@ def _parents(release: Release) -> str:
 | role | LoRA | file | sha256 | licence | trigger prompt |
 |---|---|---|---|---|---|
 {rows}
-Base model: {_code(release.base_model)} at {_code(release.base_revision[:40])}.
+Base model: {code(release.base_model)} at {code(release.base_revision[:40])}.
 """
 
 
@@ -109,7 +122,7 @@ def _parent_row(parent: Parent) -> str:
     name = escaped(parent.repository)
     link = f"[{name}]({parent.url})" if parent.url else f"{name} (a local folder)"
     licence = escaped(parent.licence or "not given")
-    cells = (parent.role, link, _code(parent.file_name), f"`{parent.sha256}`", licence, _code(parent.prompt))
+    cells = (parent.role, link, code(parent.file_name), f"`{parent.sha256}`", licence, code(parent.prompt))
     return f"| {' | '.join(cells)} |\n"
 
 
@@ -140,12 +153,17 @@ The licence of the base model holds for its use.
 {_USES if restricted else ""}"""
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a model has a page on the Hub to link to."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None
+
+
 def escaped(text: str) -> str:
     """A stranger's text as Markdown that shows it letter by letter."""
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:@])", r"\\\1", html.escape(one_line(text), quote=False))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """The same, as code."""
     entities = "".join(f"&#{ord(one)};" if one in "\\`*_{}[]#|~<>&:@!" else one for one in one_line(text))
     return f"<code>{entities}</code>"

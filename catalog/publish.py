@@ -1,4 +1,7 @@
-"""One merge, one repository, one commit: from the gates to the check of what arrived; a second run adds nothing."""
+"""One merge, one commit: from the gates to the check of what arrived; a second run adds nothing.
+
+A merge has a repository of its own, or a folder of its own in a collection of many.
+"""
 
 import hashlib
 import json
@@ -10,17 +13,22 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 
 from catalog import facts, schema
-from catalog.errors import Refused
+from catalog.errors import CatalogueError, Refused
 from catalog.folder import sha256_of
-from catalog.hub import Hub
+from catalog.hub import PASSING, Hub
 from catalog.licence import publication_gate
 from catalog.merge_card import merge_card
+from catalog.place import Files, Place, look, place_of
+from catalog.provenance import files_in, merge_id_in, provenance
 from catalog.record import record_publication
-from catalog.release import CARD, PROVENANCE, Parent, Release
+from catalog.release import CARD, PROVENANCE, WEIGHTS, Release
 from catalog.sidecars import keep_publication
 from catalog.story import lost
 
-_MADE_BY_THE_HUB = {".gitattributes"}
+_LOOKS = 5
+"""So often it is looked whether a merge is there, and sent if it is not."""
+_LOOK_AGAIN = PASSING | {"PARENT_MOVED"}
+"""What leaves open whether a commit was made."""
 _SHA256_DIGITS = 64
 
 
@@ -31,6 +39,8 @@ class Policy:
     namespace: str
     private: bool = True
     least_score: float = 0.5
+    collection: str | None = None
+    """Names a repository for many; `{style}` and `{month}` stand for those of a merge. None: each has its own."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Published:
     """What was published, or would be."""
 
     repository: str
+    folder: str
     private: bool
     size_bytes: Mapping[str, int]
     """Of each file."""
@@ -62,144 +73,126 @@ def gate(release: Release, policy: Policy) -> facts.Reason | None:
 
 
 def publish(release: Release, policy: Policy, hub: Hub, engine: Engine, *, dry_run: bool = True) -> Published:
-    """Send a merge to its repository, unless it is there or (as long as nobody says otherwise) this is a rehearsal.
+    """Send a merge to its place, unless it is there or (as long as nobody says otherwise) this is a rehearsal.
 
-    Refused when a gate says no, or the name belongs to something else.
+    Refused when a gate says no, the name belongs to something else, or the collection is full.
     """
     refusal = gate(release, policy)
     if refusal is not None:
         raise Refused(refusal)
-    repository = f"{policy.namespace}/{release.name}"
-    files = _files(release, repository)
-    plan = Published(repository, policy.private, {path: _size(content) for path, content in files.items()}, None)
+    known = _known(engine, release, policy)
+    place = place_of(release, policy.namespace, policy.collection, known)
+    files = _files(release, place)
+    sizes = {place.path(path): _size(content) for path, content in files.items()}
+    plan = Published(place.repository, place.folder, policy.private, sizes, None)
     if dry_run:
         return plan
-    known = _known(engine, release, repository)
     if known is not None and known.status == "verified":
         return replace(plan, commit=known.commit, was_there=True)
-    commit = commit_of(hub, repository, release.merge_id)
-    was_there = commit is not None
-    if commit is None:
-        _record(engine, release, repository, "staged", None)
-        commit = _send(release, policy, hub, repository, files)
-    _record(engine, release, repository, "committed", commit)
-    _verify(release, hub, repository, commit, files)
-    _record(engine, release, repository, "verified", commit)
-    return replace(plan, commit=commit, was_there=was_there)
+    commit, found = _sent(release, place, policy, hub, engine, files)
+    _record(engine, release, place, "committed", commit)
+    _verify(release, hub, found or place, commit)
+    _record(engine, release, place, "verified", commit)
+    return replace(plan, commit=commit, was_there=found is not None)
 
 
-def _known(engine: Engine, release: Release, repository: str) -> facts.Publication | None:
-    """How far an earlier run came; Refused when the merge was taken back."""
+def _known(engine: Engine, release: Release, policy: Policy) -> facts.Publication | None:
+    """How far an earlier run came in this namespace; Refused when the merge was taken back."""
     table = schema.Publication
-    chosen = select(table).where(table.merge_id == release.merge_id, table.repository == repository)
+    mine = table.repository.startswith(f"{policy.namespace}/", autoescape=True)
+    chosen = select(table).where(table.merge_id == release.merge_id, mine).order_by(table.changed_at.desc())
     with schema.reading(engine).connect() as connection:
         row = connection.execute(chosen).first()
     if row is None:
         return None
     if row.status == "withdrawn":
-        reason = facts.Reason("WITHDRAWN", f"It was taken back from {repository}.", "nothing: it is not sent again.")
+        reason = facts.Reason(
+            "WITHDRAWN", f"It was taken back from {row.repository}.", "nothing: it is not sent again."
+        )
         raise Refused(reason)
     return facts.Publication(row.merge_id, row.repository, row.status, row.commit, row.changed_at)
 
 
 def _record(
-    engine: Engine, release: Release, repository: str, status: facts.PublicationStatus, commit: str | None
+    engine: Engine, release: Release, place: Place, status: facts.PublicationStatus, commit: str | None
 ) -> None:
-    publication = facts.Publication(release.merge_id, repository, status, commit, datetime.now(UTC))
+    publication = facts.Publication(release.merge_id, place.repository, status, commit, datetime.now(UTC))
     keep_publication(release.coefficients.parent, publication)
     record_publication(engine, publication)
 
 
-def commit_of(hub: Hub, repository: str, merge_id: str) -> str | None:
-    """The commit that holds this merge already: the Hub may have taken it without our hearing of it.
+def _sent(
+    release: Release, place: Place, policy: Policy, hub: Hub, engine: Engine, files: Files
+) -> tuple[str, Place | None]:
+    """A commit that holds the merge, and where, if an earlier run has sent it.
 
-    Refused when the repository holds something else.
+    The Hub may take a commit without our hearing of it, and others may commit meanwhile: then it is looked again.
     """
-    head = hub.head(repository)
+    for looks in range(_LOOKS):
+        head = hub.head(place.repository)
+        found = look(release, place, hub, head, files)
+        if isinstance(found, Place):
+            assert head is not None
+            return head, None if looks else found
+        _record(engine, release, place, "staged", None)
+        try:
+            return _send(release, place, policy, hub, found, head), None
+        except CatalogueError as error:
+            if error.code not in _LOOK_AGAIN or looks == _LOOKS - 1:
+                raise
+    raise AssertionError
+
+
+def _send(release: Release, place: Place, policy: Policy, hub: Hub, files: Files, head: str | None) -> str:
+    for path in {CARD, place.path(CARD)}:
+        card = files[path]
+        assert isinstance(card, bytes)
+        hub.check_card(card.decode())
     if head is None:
-        return None
-    provenance = hub.published_file(repository, head, PROVENANCE)
-    if provenance is None and set(hub.published_files(repository, head)) <= _MADE_BY_THE_HUB:
-        return None
-    try:
-        found = json.loads(provenance or b"")["predicate"]["buildDefinition"]["externalParameters"]["merge_id"]
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found != merge_id:
-        fact = f"{repository} is there already and holds something else."
-        raise Refused(facts.Reason("NAME_TAKEN", fact, "rename or remove it on the Hub."))
-    return head
-
-
-def _send(release: Release, policy: Policy, hub: Hub, repository: str, files: Mapping[str, Path | bytes]) -> str:
-    card = files[CARD]
-    assert isinstance(card, bytes)
-    hub.check_card(card.decode())
-    hub.create_repository(repository, private=policy.private)
+        hub.create_repository(place.repository, private=policy.private)
+        head = hub.head(place.repository)
+    elif policy.private and not hub.is_private(place.repository):
+        fact = f"{place.repository} is public, and this is to be private."
+        raise Refused(facts.Reason("REPOSITORY_PUBLIC", fact, "hide it on the Hub, or set publish.private to false."))
     message = f"{release.subject.name} × {release.style.name}, merge {release.merge_id[:12]}"
-    return hub.commit(repository, files, message, hub.head(repository))
+    return hub.commit(place.repository, files, message, head)
 
 
-def _verify(release: Release, hub: Hub, repository: str, commit: str, files: Mapping[str, Path | bytes]) -> None:
-    """Compare what the Hub holds with what was sent, and give the commit its lasting name."""
-    held = hub.published_files(repository, commit)
-    for path, content in files.items():
-        if path not in held or held[path] != _known_by(content, held[path]):
-            fact = f"{repository}@{commit[:7]}/{path} is not what was sent."
-            raise Refused(facts.Reason("PUBLICATION_DIFFERS", fact, "remove the repository and publish again."))
-    hub.tag(repository, commit, release.tag)
+def _verify(release: Release, hub: Hub, place: Place, commit: str) -> None:
+    """Hold every file on the Hub against the provenance beside it, and give the commit its lasting name."""
+    statement = hub.published_file(place.repository, commit, place.path(PROVENANCE))
+    told = files_in(statement)
+    held = hub.published_files(place.repository, commit, place.folder or None)
+    wrong = [path for path, sha256 in told.items() if _held(hub, place, commit, path, held) != sha256]
+    if merge_id_in(statement) != release.merge_id or told.get(WEIGHTS) != sha256_of(release.weights):
+        wrong.append(PROVENANCE)
+    if wrong:
+        fact = f"{place.repository}@{commit[:7]}/{place.path(wrong[0])} is not what was sent."
+        raise Refused(facts.Reason("PUBLICATION_DIFFERS", fact, "remove it on the Hub and publish again."))
+    hub.tag(place.repository, commit, release.tag)
 
 
-def _files(release: Release, repository: str) -> dict[str, Path | bytes]:
-    """Everything of the commit by path; the provenance names the hashes of the others."""
+def _held(hub: Hub, place: Place, commit: str, path: str, held: Mapping[str, str]) -> str | None:
+    """The sha256 of a file on the Hub, which keeps it of large files only."""
+    known = held.get(place.path(path), "")
+    if len(known) == _SHA256_DIGITS:
+        return known
+    content = hub.published_file(place.repository, commit, place.path(path))
+    return None if content is None else _sha256(content)
+
+
+def _files(release: Release, place: Place) -> Files:
+    """All files of a merge by path in its place; the provenance names the hashes of the others."""
     files: dict[str, Path | bytes] = {**release.weight_files, **release.picture_files}
-    files[CARD] = merge_card(release, repository).encode()
-    statement = provenance(release, {path: _sha256(content) for path, content in files.items()})
-    files[PROVENANCE] = json.dumps(statement, indent=1, sort_keys=True).encode()
-    return files
-
-
-def provenance(release: Release, sha256: Mapping[str, str]) -> dict[str, object]:
-    """An in-toto statement: these files were made from these parents and this base, by this recipe and builder."""
-    base = {"uri": _uri(release.base_model, release.base_revision), "digest": {"gitCommit": release.base_revision}}
-    return {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{"name": path, "digest": {"sha256": digest}} for path, digest in sorted(sha256.items())],
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": "urn:ziplora:merge:v1",
-                "externalParameters": {"merge_id": release.merge_id, "recipe": release.recipe},
-                "resolvedDependencies": [*map(_dependency, (release.subject, release.style)), base],
-            },
-            "runDetails": {"builder": {"id": "ziplora", "version": dict(release.builder)}},
-        },
-    }
-
-
-def _dependency(parent: Parent) -> dict[str, object]:
-    return {
-        "name": parent.role,
-        "uri": _uri(parent.repository, parent.revision, parent.file_name),
-        "digest": {"sha256": parent.sha256},
-        "annotations": {"licence": parent.licence},
-    }
-
-
-def _uri(repository: str, revision: str, file_name: str = "") -> str:
-    return f"hf://{repository}@{revision}" + (f"/{file_name}" if file_name else "")
+    files[CARD] = merge_card(release, place.repository, place.folder).encode()
+    sha256 = {path: _sha256(content) for path, content in files.items()}
+    statement = json.dumps(provenance(release, sha256), indent=1, sort_keys=True).encode()
+    assert files_in(statement) == sha256
+    return {**files, PROVENANCE: statement}
 
 
 def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _known_by(content: Path | bytes, like: str) -> str:
-    """What a file is known by: its sha256, or as small ones are, git's id."""
-    if len(like) == _SHA256_DIGITS:
-        return _sha256(content)
-    whole = content if isinstance(content, bytes) else content.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(whole) + whole).hexdigest()
 
 
 def _sha256(content: Path | bytes) -> str:

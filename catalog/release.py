@@ -73,13 +73,13 @@ class Release:
     @property
     def name(self) -> str:
         """Of the repository and of the kohya file: readable, and no two merges share one."""
-        words = "-".join(_slug(word) for word in (self.subject.name, self.style.name, self.method))
+        words = "-".join(slug(word) for word in (self.subject.name, self.style.name, self.method))
         return f"{words[: _LONGEST_NAME - 9].strip('-.')}-{self.merge_id[:8]}"
 
     @property
     def tag(self) -> str:
         """Names the published commit for ever."""
-        return f"merge-{self.merge_id[:12]}"
+        return tag_of(self.merge_id)
 
     @property
     def weight_files(self) -> dict[str, Path]:
@@ -92,6 +92,12 @@ class Release:
         return {f"images/{number:04}.png": picture.path for number, picture in enumerate(self.pictures)}
 
 
-def _slug(word: str) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
-    return slug[:36].strip("-") or hashlib.sha256(word.encode()).hexdigest()[:8]
+def tag_of(merge_id: str) -> str:
+    """What the commit that published a merge is called."""
+    return f"merge-{merge_id[:12]}"
+
+
+def slug(word: str) -> str:
+    """A stranger's word as part of a name on the Hub."""
+    kept = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
+    return kept[:36].strip("-") or hashlib.sha256(word.encode()).hexdigest()[:8]

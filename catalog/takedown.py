@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, or_, select
 from catalog import facts, record
 from catalog.hub import Hub
 from catalog.names import find_adapter
-from catalog.publish import commit_of
+from catalog.place import Place, is_alone_at
 from catalog.schema import Alias, Merge, Publication, Tombstone, reading
 
 
@@ -61,6 +61,7 @@ def reach_of(engine: Engine, source: str, why: str) -> Reach:
 
 def withdraw(hub: Hub, engine: Engine, publication: facts.Publication) -> None:
     """Remove a published merge from the Hub; Refused where its repository holds something else by now."""
-    if commit_of(hub, publication.repository, publication.merge_id) is not None:
+    place = Place(publication.repository, "")
+    if is_alone_at(place, hub, hub.head(place.repository), publication.merge_id):
         hub.delete_repository(publication.repository)
     record.record_publication(engine, replace(publication, status="withdrawn", changed_at=datetime.now(UTC)))

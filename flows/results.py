@@ -184,7 +184,8 @@ def publish_merge(catalogue: Catalogue, merge_id: str, *, namespace: str | None,
     owner = namespace or settings.publish.namespace
     if owner is None:
         raise Problem("NO_NAMESPACE", "Neither the settings nor --namespace say whose it would be.", "name a user.")
-    policy = Policy(owner, settings.publish.private, settings.publish.least_score)
+    said = settings.publish
+    policy = Policy(owner, said.private, said.least_score, said.collection)
     with released(catalogue, settings, merge_id) as release:
         return publish(release, policy, Hub(), catalogue, dry_run=dry_run)
 

@@ -20,6 +20,7 @@ Role = Literal["subject", "style"]
 Method = Literal["direct", "ziplora", "ziplora-joint", "ziplora-lsq", "np-lora", "ties", "dare"]
 _MAX_CONFIG_BYTES = 1_000_000
 _SLOTS = {"subject", "style"}
+_LONGEST_SLUG = 36
 
 
 class Problem(Exception):  # noqa: N818 - what people see is a problem with their input, in a sentence
@@ -217,6 +218,20 @@ class KeepSettings(_Strict):
         return self.least_score == 0 and self.days is None
 
 
+def _as_name_on_the_hub(pattern: str) -> str:
+    try:
+        name = pattern.format(style="x" * _LONGEST_SLUG, month="2026-01")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{pattern!r} has a slot other than {{style}} and {{month}}") from error
+    if not re.fullmatch(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]{0,94}[A-Za-z0-9])?", name, re.ASCII):
+        raise ValueError(f"{pattern!r} is no name of a repository: letters, digits, and single - _ . between them")
+    return pattern
+
+
+NameOnTheHub = Annotated[str, AfterValidator(_as_name_on_the_hub)]
+"""Of a repository, without its owner."""
+
+
 class PublishSettings(_Strict):
     """What leaves this machine, and only when `enabled`."""
 
@@ -224,6 +239,11 @@ class PublishSettings(_Strict):
     namespace: str | None = Field(default=None, description="user or organisation of the Hub")
     private: bool = True
     least_score: float = Field(default=0.5, ge=0, le=1, description="harmonic mean of subject and style position")
+    collection: NameOnTheHub | None = Field(
+        default=None,
+        description="a repository for many merges, in which {style} and {month} stand for those of a merge; "
+        "without it each merge has its own",
+    )
 
     @model_validator(mode="after")
     def _know_where_to(self) -> "PublishSettings":

@@ -28,7 +28,8 @@ def publish(
         return
     rows = [(path, f"{size:,}") for path, size in published.size_bytes.items()]
     said = f"commit {published.commit}" if published.commit else "not sent: say --send to send it"
-    show.print_table(f"{published.repository}: {said}", ("file", "bytes"), rows)
+    place = f"{published.repository}/{published.folder}".rstrip("/")
+    show.print_table(f"{place}: {said}", ("file", "bytes"), rows)
 
 
 def verify(

@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             commit = repository.commit_of(urllib.parse.unquote(revision or "main"))
             self._answer(200, self.hub.info(name, commit)) if commit else self._fail(404, "RevisionNotFound")
 
-    def _tree(self, _body: bytes, _query: object, name: str, revision: str) -> None:
+    def _tree(self, _body: bytes, _query: object, name: str, revision: str, folder: str | None = None) -> None:
         repository = self._repository(name)
         if repository is None:
             return
@@ -144,7 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             self._fail(404, "RevisionNotFound")
             return
-        self._answer(200, [_entry(path, content) for path, content in repository.commits[commit].items()])
+        held = {
+            path: content
+            for path, content in repository.commits[commit].items()
+            if path.startswith(f"{folder}/" if folder else "")
+        }
+        if held or not folder:
+            self._answer(200, [_entry(path, content) for path, content in held.items()])
+        else:
+            self._fail(404, "EntryNotFound")
 
     def _resolve(self, _body: bytes, _query: object, name: str, revision: str, path: str) -> None:
         repository = self._repository(name)
@@ -295,7 +303,7 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"GET /api/whoami-v2", _Handler._whoami),  # noqa: SLF001
     (rf"GET /api/models/{_NAME}", _Handler._info),  # noqa: SLF001
     (rf"GET /api/models/{_NAME}/revision/([^/]+)", _Handler._info),  # noqa: SLF001
-    (rf"GET /api/models/{_NAME}/tree/([^/]+)", _Handler._tree),  # noqa: SLF001
+    (rf"GET /api/models/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler._tree),  # noqa: SLF001
     (rf"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),  # noqa: SLF001
     (r"POST /api/repos/create", _Handler._create),  # noqa: SLF001
     (r"DELETE /api/repos/delete", _Handler._delete),  # noqa: SLF001

@@ -11,7 +11,7 @@ import yaml
 from sqlalchemy import Engine
 
 from catalog import facts, record, schema
-from catalog.errors import CatalogueError, Refused
+from catalog.errors import Refused
 from catalog.hub import Hub
 from catalog.merge_card import merge_card
 from catalog.publish import Policy, publish
@@ -123,11 +123,20 @@ def test_a_catalogue_that_forgot_finds_its_merge_on_the_hub(server: HubServer, r
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(server: HubServer, release: Release, ready: Engine) -> None:
     server.swallow_commit_answers = 1
-    hub = Hub(server.endpoint)
-    with pytest.raises(CatalogueError, match="HUB_BUSY"):
-        publish(release, POLICY, hub, ready, dry_run=False)
-    assert _statuses(ready) == [("staged", None)]
-    assert publish(release, POLICY, hub, ready, dry_run=False).was_there
+    published = publish(release, POLICY, Hub(server.endpoint), ready, dry_run=False)
+    assert not published.was_there
+    assert len(_commits(server)) == 1
+    assert _statuses(ready) == [("verified", server.repositories[published.repository].head)]
+
+
+def test_what_is_to_be_private_does_not_go_where_everybody_looks(
+    server: HubServer, release: Release, ready: Engine
+) -> None:
+    server.add(f"me/{release.name}", {".gitattributes": b""})
+    with pytest.raises(Refused, match="REPOSITORY_PUBLIC"):
+        publish(release, POLICY, Hub(server.endpoint), ready, dry_run=False)
+    assert _commits(server) == []
+    publish(release, Policy("me", private=False), Hub(server.endpoint), ready, dry_run=False)
     assert len(_commits(server)) == 1
 
 

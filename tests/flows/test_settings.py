@@ -98,6 +98,10 @@ def test_an_unknown_key_deep_inside_is_looked_up_where_it_stands() -> None:
         (_LEAST + "previews: {short_list: {merges: 3, seed: [1]}}", "CONFIG_UNKNOWN_KEY", "did you mean 'seeds'?"),
         (_LEAST + "store: ftp://me:secret@there/store", "STORE_PASSWORD", "store holds a password"),
         (_LEAST + "publish: {enabled: true}", "CONFIG_VALUE", "needs a namespace"),
+        (_LEAST + "publish: {collection: 'of-{subject}'}", "CONFIG_VALUE", "slot other than {style} and {month}"),
+        (_LEAST + "publish: {collection: me/merges}", "CONFIG_VALUE", "no name of a repository"),
+        (_LEAST + "publish: {collection: 'merges--{style}'}", "CONFIG_VALUE", "no name of a repository"),
+        (_LEAST + f"publish: {{collection: '{'x' * 61}{{style}}'}}", "CONFIG_VALUE", "no name of a repository"),
         (_LEAST + "methods: [{method: average}]", "CONFIG_VALUE", "methods.0.method"),
         (_LEAST.replace("folder: adapters", "folder: a, search: {}"), "CONFIG_VALUE", "exactly one of"),
     ],
@@ -106,6 +110,11 @@ def test_what_is_wrong_is_said_in_a_sentence(change: str, code: str, said: str) 
     problems = _problems(change)
     assert any(problem.startswith(code) and said in problem for problem in problems), problems
     assert not any("secret" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["merges", "of-{style}", "{style}.{month}", "x" * 60 + "{style}"])
+def test_a_collection_is_named_once_or_by_style_and_month(name: str) -> None:
+    assert parse_settings(_LEAST + f"publish: {{collection: '{name}'}}", Path()).publish.collection == name
 
 
 def test_all_problems_come_at_once() -> None:
