@@ -239,6 +239,8 @@ class Publication:
     status: PublicationStatus
     commit: str | None
     changed_at: datetime
+    folder: str = ""
+    """In a collection of many merges; empty in a repository of its own."""
 
     @property
     def publication_id(self) -> str:

@@ -51,8 +51,8 @@ class ShownMerge:
     seconds: float | None
     movement: float | None
     reason: Reason | None
-    published: tuple[str, str] | None
-    """Repository and commit."""
+    published: tuple[str, str, str] | None
+    """Repository, commit, and the folder in a collection."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,12 @@ def _adapters(connection: Connection) -> dict[str, ShownAdapter]:
     return found
 
 
-def _published(connection: Connection) -> dict[str, tuple[str, str]]:
+def _published(connection: Connection) -> dict[str, tuple[str, str, str]]:
     rows = connection.execute(select(Publication).where(Publication.status.in_(("committed", "verified"))))
-    return {row.merge_id: (row.repository, row.commit) for row in rows if row.commit}
+    return {row.merge_id: (row.repository, row.commit, row.folder) for row in rows if row.commit}
 
 
-def _shown_merge(row: Any, scores: Sequence[ScoreSummary], published: tuple[str, str] | None) -> ShownMerge:
+def _shown_merge(row: Any, scores: Sequence[ScoreSummary], published: tuple[str, str, str] | None) -> ShownMerge:
     order = list(_LABELS)
     known = sorted((score for score in scores if score.metric in _LABELS), key=lambda score: order.index(score.metric))
     return ShownMerge(

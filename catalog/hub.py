@@ -9,12 +9,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -284,10 +284,15 @@ class Hub:
 
         That is the sha256 of large files, and git's id of others.
         """
-        with _in_plain_words(name, commit):
-            entries = self._api.list_repo_tree(name, folder, recursive=True, revision=commit, repo_type=kind)
-            files = [entry for entry in entries if isinstance(entry, RepoFile)]
-            return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+        try:
+            with _in_plain_words(name, commit, folder or ""):
+                entries = self._api.list_repo_tree(name, folder, recursive=True, revision=commit, repo_type=kind)
+                files = [entry for entry in entries if isinstance(entry, RepoFile)]
+                return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+        except Refused as refused:
+            if refused.reason.code == "FILE_MISSING":
+                return {}
+            raise
 
     def check_card(self, card: str, kind: Kind = "model") -> None:
         """Refused when the Hub would not take this README.md."""
@@ -311,21 +316,39 @@ class Hub:
             self._api.delete_repo(name, missing_ok=True)
 
     def commit(
-        self, name: str, files: Mapping[str, Path | bytes], message: str, parent: str | None, kind: Kind = "model"
+        self,
+        name: str,
+        files: Mapping[str, Path | bytes],
+        message: str,
+        parent: str | None,
+        kind: Kind = "model",
+        without: Sequence[str] = (),
     ) -> str:
-        """All these files in one commit on top of `parent`: its id."""
+        """All these files, and no more the folders `without`, in one commit on top of `parent`: its id."""
         adds = [
             CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
             for path, content in files.items()
         ]
         with _in_plain_words(name):
-            made = self._api.create_commit(name, adds, commit_message=message, parent_commit=parent, repo_type=kind)
+            changes = [*adds, *(CommitOperationDelete(f"{folder}/") for folder in without)]
+            made = self._api.create_commit(name, changes, commit_message=message, parent_commit=parent, repo_type=kind)
             return made.oid
+
+    def forget_history(self, name: str) -> str:
+        """Leave a repository one commit of all that it holds now, and none of what it held before: its id."""
+        with _in_plain_words(name):
+            self._api.super_squash_history(name)
+            return str(self._api.repo_info(name, timeout=_TIMEOUT_SECONDS).sha)
 
     def tag(self, name: str, commit: str, tag: str) -> None:
         """Give a commit a name of its own; nothing happens if it has it."""
         with _in_plain_words(name, commit):
             self._api.create_tag(name, tag=tag, revision=commit, exist_ok=True)
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """Take a name from a commit; nothing happens if no commit has it."""
+        with _in_plain_words(name), suppress(RevisionNotFoundError):
+            self._api.delete_tag(name, tag=tag)
 
 
 def _place(candidate: Candidate) -> str:

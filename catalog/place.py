@@ -1,11 +1,11 @@
 """Where a merge goes on the Hub: a repository of its own, or a folder in a collection; and what is to add there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from catalog.collection import INDEX, check_room, collection_name, member, read_index, write_index
+from catalog.collection import INDEX, Member, check_room, collection_name, member, read_index, write_index
 from catalog.collection_card import collection_card
 from catalog.errors import Refused
 from catalog.facts import Publication, Reason
@@ -34,8 +34,7 @@ class Place:
 def place_of(release: Release, namespace: str, collection: str | None, known: Publication | None) -> Place:
     """Where a merge goes: where an earlier run began to send it, whatever names are by now."""
     if known is not None:
-        is_alone = known.repository.endswith(f"-{release.merge_id[:8]}")
-        return Place(known.repository, "" if is_alone else release.name)
+        return Place(known.repository, known.folder)
     if collection is None:
         return Place(f"{namespace}/{release.name}", "")
     name = collection_name(collection, release, datetime.now(UTC).date())
@@ -72,17 +71,31 @@ def _marker(place: Place, hub: Hub, head: str | None) -> bytes | None:
 
 def _in_collection(release: Release, place: Place, index: bytes, files: Files) -> Place | Files:
     """The merge's own files, and those of the collection that change with it."""
-    try:
-        members = read_index(index)
-    except ValueError as error:
-        raise _taken(place) from error
+    members = _members_in(place, index)
     for one in members:
         if one.merge_id == release.merge_id:
             return Place(place.repository, one.folder)
     members = (*members, member(release, len(files)))
     check_room(place.repository, members)
     own = {place.path(path): content for path, content in files.items()}
-    return {**own, CARD: collection_card(members, place.repository).encode(), INDEX: write_index(members)}
+    return {**own, **files_of(place, members)}
+
+
+def members_at(place: Place, hub: Hub, head: str | None) -> tuple[Member, ...]:
+    """The merges of a collection; Refused when the repository holds something else."""
+    return _members_in(place, _marker(place, hub, head) or b"")
+
+
+def _members_in(place: Place, index: bytes) -> tuple[Member, ...]:
+    try:
+        return read_index(index)
+    except ValueError as error:
+        raise _taken(place) from error
+
+
+def files_of(place: Place, members: Sequence[Member]) -> dict[str, bytes]:
+    """The files of a collection that change with its merges."""
+    return {CARD: collection_card(members, place.repository).encode(), INDEX: write_index(members)}
 
 
 def _taken(place: Place) -> Refused:

@@ -90,10 +90,11 @@ def publish(release: Release, policy: Policy, hub: Hub, engine: Engine, *, dry_r
     if known is not None and known.status == "verified":
         return replace(plan, commit=known.commit, was_there=True)
     commit, found = _sent(release, place, policy, hub, engine, files)
+    place = found or place
     _record(engine, release, place, "committed", commit)
-    _verify(release, hub, found or place, commit)
+    _verify(release, hub, place, commit)
     _record(engine, release, place, "verified", commit)
-    return replace(plan, commit=commit, was_there=found is not None)
+    return replace(plan, folder=place.folder, commit=commit, was_there=found is not None)
 
 
 def _known(engine: Engine, release: Release, policy: Policy) -> facts.Publication | None:
@@ -110,13 +111,14 @@ def _known(engine: Engine, release: Release, policy: Policy) -> facts.Publicatio
             "WITHDRAWN", f"It was taken back from {row.repository}.", "nothing: it is not sent again."
         )
         raise Refused(reason)
-    return facts.Publication(row.merge_id, row.repository, row.status, row.commit, row.changed_at)
+    return facts.Publication(row.merge_id, row.repository, row.status, row.commit, row.changed_at, row.folder)
 
 
 def _record(
     engine: Engine, release: Release, place: Place, status: facts.PublicationStatus, commit: str | None
 ) -> None:
-    publication = facts.Publication(release.merge_id, place.repository, status, commit, datetime.now(UTC))
+    now = datetime.now(UTC)
+    publication = facts.Publication(release.merge_id, place.repository, status, commit, now, place.folder)
     keep_publication(release.coefficients.parent, publication)
     record_publication(engine, publication)
 

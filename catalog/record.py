@@ -364,6 +364,14 @@ def record_publication(engine: Engine, publication: facts.Publication) -> None:
             connection.execute(known.where(table.status.in_(earlier)).values(row))
 
 
+def record_history_rewritten(engine: Engine, repository: str, commit: str) -> None:
+    """A collection on the Hub has forgotten its older commits: all that is published in it is in this one."""
+    table = schema.Publication
+    there = update(table).where(table.repository == repository, table.status.in_(("committed", "verified")))
+    with engine.begin() as connection:
+        connection.execute(there.values(commit=commit))
+
+
 def record_tombstones(engine: Engine, tombstones: Collection[facts.Tombstone], adapters: Collection[str]) -> None:
     """These sources are taken down for good, and with them every merge and every request of these adapters."""
     rows = {one.tombstone_id: {"tombstone_id": one.tombstone_id, **vars(one)} for one in tombstones}

@@ -260,6 +260,7 @@ class Publication(Base):
     status: Mapped[PublicationStatus]
     commit: Mapped[str | None]
     changed_at: Mapped[datetime]
+    folder: Mapped[str] = mapped_column(server_default="")
 
 
 class Tombstone(Base):

@@ -12,6 +12,7 @@ from catalog.errors import Refused
 from catalog.facts import Publication, Reason
 from catalog.hub import Hub
 from catalog.licence import combine
+from catalog.place import Place
 from catalog.release import PROVENANCE
 from catalog.schema import Adapter, Merge, reading
 from catalog.schema import Publication as PublicationRow
@@ -46,7 +47,9 @@ def publications(engine: Engine, merge_ids: Collection[str] = ()) -> list[Public
         there = there.where(PublicationRow.merge_id.in_(merge_ids))
     with reading(engine).connect() as connection:
         rows = connection.execute(there.order_by(PublicationRow.repository, PublicationRow.merge_id)).all()
-    return [Publication(row.merge_id, row.repository, row.status, row.commit, row.changed_at) for row in rows]
+    return [
+        Publication(row.merge_id, row.repository, row.status, row.commit, row.changed_at, row.folder) for row in rows
+    ]
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Verifier:
         return Verdict(publication, tuple(self._troubles(publication)))
 
     def _troubles(self, publication: Publication) -> Iterator[Reason]:
-        name, commit = publication.repository, publication.commit
+        name, commit, folder = publication.repository, publication.commit, publication.folder or None
         head = self.hub.head(name)
         if head is None or commit is None:
             yield Reason("PUBLICATION_GONE", f"The Hub has no {name} that this token may see.", "publish it elsewhere.")
@@ -73,16 +76,18 @@ class Verifier:
                 "PUBLICATION_PUBLIC", f"Everybody sees {name}, and it was published for few.", "hide it there."
             )
         try:
-            sent = self.hub.published_files(name, commit)
+            sent = self.hub.published_files(name, commit, folder)
         except Refused as refused:
             yield Reason("PUBLICATION_DIFFERS", f"{name} was rewritten: {refused.reason.fact}", _TAKE_BACK)
             return
-        held = self.hub.published_files(name, head)
+        held = self.hub.published_files(name, head, folder)
         changed = sorted(path for path in sent if held.get(path) != sent[path])
         if changed:
             fact = f"{len(changed)} of {len(sent)} files in {name} are not those that were sent, first {changed[0]}."
             yield Reason("PUBLICATION_DIFFERS", fact, "restore them on the Hub, or take it down.")
-        yield from self._parents_troubles(self.hub.published_file(name, commit, PROVENANCE))
+        yield from self._parents_troubles(
+            self.hub.published_file(name, commit, Place(name, publication.folder).path(PROVENANCE))
+        )
 
     def _parents_troubles(self, provenance: bytes | None) -> Iterator[Reason]:
         parents = _parents_in(provenance or b"")

@@ -44,6 +44,8 @@ class Repository:
     """Files that come without their second half."""
     packed: set[str] = field(default_factory=set)
     """Files that are said to be packed by gzip on their way."""
+    detached: set[str] = field(default_factory=set)
+    """Commits that are no part of the history any more: they stay as long as a tag names them, as in git."""
 
     @property
     def head(self) -> str:
@@ -55,6 +57,23 @@ class Repository:
         commit = hashlib.sha1(f"{len(self.commits)} {content}".encode()).hexdigest()
         self.commits[commit] = dict(files)
         return commit
+
+    def squash(self) -> None:
+        """One commit of what the newest one holds, and no history."""
+        before = set(self.commits)
+        self.detached = before - {self.add(self.commits[self.head])}
+        self._drop()
+
+    def untag(self, tag: str) -> bool:
+        """Whether there was such a tag."""
+        is_known = self.tags.pop(tag, None) is not None
+        self._drop()
+        return is_known
+
+    def _drop(self) -> None:
+        for commit in self.detached - set(self.tags.values()):
+            self.detached.discard(commit)
+            del self.commits[commit]
 
     def commit_of(self, revision: str) -> str | None:
         found = self.head if revision == "main" else self.tags.get(revision, revision)

@@ -263,6 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFolder":
+                files = {path: content for path, content in files.items() if not path.startswith(value["path"])}
         commit = repository.add(files)
         if self.hub.swallow_commit_answers:
             self.hub.swallow_commit_answers -= 1
@@ -278,6 +280,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(409, {"error": "Tag reference exists already"})
             return
         repository.tags[tag] = revision
+        self._answer(200, {})
+
+    def _untag(self, _body: bytes, _query: object, name: str, tag: str) -> None:
+        is_known = self.hub.repositories[name].untag(tag)
+        self._answer(200, {}) if is_known else self._fail(404, "RevisionNotFound")
+
+    def _squash(self, _body: bytes, _query: object, name: str) -> None:
+        self.hub.repositories[name].squash()
         self._answer(200, {})
 
     def _validate(self, body: bytes, _query: object) -> None:
@@ -313,6 +323,8 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"POST /lfs/verify/(\w+)", _Handler._lfs_verify),  # noqa: SLF001
     (rf"POST /api/models/{_NAME}/commit/([^/]+)", _Handler._commit),  # noqa: SLF001
     (rf"POST /api/models/{_NAME}/tag/([^/]+)", _Handler._tag),  # noqa: SLF001
+    (rf"DELETE /api/models/{_NAME}/tag/([^/]+)", _Handler._untag),  # noqa: SLF001
+    (rf"POST /api/models/{_NAME}/super-squash/main", _Handler._squash),  # noqa: SLF001
     (r"POST /api/validate-yaml", _Handler._validate),  # noqa: SLF001
 ]
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -150,6 +151,10 @@ def test_a_published_merge_is_loaded_from_its_commit(catalogue: Engine, tmp_path
     write_gallery(catalogue, tmp_path / "store", tmp_path / "gallery")
     assert '"me/dog-neon"' in _Tags(page).text
     assert 'revision="c0ffee"' in _Tags(page).text
+    assert "subfolder" not in _Tags(page).text
+    record.record_publication(catalogue, replace(at, status="verified", folder="dog-neon-0123abcd"))
+    write_gallery(catalogue, tmp_path / "store", tmp_path / "gallery")
+    assert 'subfolder="dog-neon-0123abcd"' in _Tags(page).text
 
 
 def test_a_folder_of_something_else_is_left_alone(catalogue: Engine, tmp_path: Path) -> None:
