@@ -207,6 +207,8 @@ def publish_all(catalogue: Catalogue, settings: Settings) -> tuple[list[Publishe
             sent.append(publish_merge(catalogue, merge_id, namespace=None, dry_run=False))
         except Refused as error:
             refused.append((merge_id, error.reason))
+            if error.reason.code == "REPOSITORY_FULL" and "{style}" not in (settings.publish.collection or ""):
+                break  # all others go to the same one
         except (Failure, Problem) as error:
             refused.append((merge_id, Reason(error.code, error.fact, error.next_step)))
         except CatalogueError as error:

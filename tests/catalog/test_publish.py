@@ -149,6 +149,16 @@ def test_a_repository_that_was_made_and_left_empty_is_filled(
     assert len(_commits(server)) == 1
 
 
+def test_a_card_that_the_hub_would_not_take_costs_no_upload(
+    server: HubServer, release: Release, ready: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.publish.merge_card", lambda *_: "---\nwidget: none\n---\n")
+    with pytest.raises(Refused, match=r'CARD_REFUSED: .*"widget" must be an array'):
+        publish(release, POLICY, Hub(server.endpoint), ready, dry_run=False)
+    assert server.repositories == {}
+    assert server.uploads == {}
+
+
 @pytest.mark.parametrize("held", [{"README.md": b"mine"}, {"provenance.json": b'{"predicate": {}}'}])
 def test_a_name_that_is_taken_is_left_alone(
     server: HubServer, release: Release, ready: Engine, held: dict[str, bytes]

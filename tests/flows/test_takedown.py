@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from catalog import collection
 from flows.nightly import nightly
 from tests.catalog.hub_contents import TOKEN, HubServer
 from tests.catalog.hub_server import serving
@@ -36,6 +37,7 @@ SOURCES = [
     {"repository": "me/neon-lora", "role": "style"},
 ]
 PAIRS = {"include": ["robot x neon", "fish x neon"]}
+STYLES = {"include": ["robot x neon", "robot x bricks"]}
 PUBLISHING = {"enabled": True, "namespace": "me", "least_score": 0.0}
 
 
@@ -88,6 +90,34 @@ def test_nothing_of_a_source_is_left_after_a_takedown_and_no_night_takes_it_up_a
 
 def _files_of(store: Path, merge_id: str) -> list[Path]:
     return [path for path in store.rglob("*") if merge_id in str(path)]
+
+
+def test_a_night_fills_a_collection_and_a_takedown_takes_one_merge_out_of_it(
+    place: Settle, server: HubServer, ziplora: Ziplora
+) -> None:
+    there = place(pairs=STYLES, methods=DIRECT, publish={**PUBLISHING, "collection": "merges"})
+    assert nightly(str(there.config)).published == 2
+    collected = server.repositories["me/merges"]
+    assert len(collected.commits) == 1 + 2
+    assert nightly(str(there.config)).published == 0
+    at = ("--catalogue", there.catalogue)
+    assert ziplora("verify", *at).out.count("VERIFIED") == 2
+    assert ziplora("takedown", "bricks-lora", "--send", *at).code == 0
+    (commit,) = collected.commits
+    assert "bricks" not in str(collected.commits[commit])
+    assert any(path.startswith("robot-neon") for path in collected.commits[commit])
+    assert ziplora("verify", *at).out.count("VERIFIED") == 1
+
+
+def test_a_night_ends_its_publishing_when_the_one_collection_is_full(
+    place: Settle, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(collection._MOST, "commits", 1)  # noqa: SLF001 - a few thousand in truth
+    there = place(pairs=STYLES, methods=DIRECT, publish={**PUBLISHING, "collection": "all"})
+    report = nightly(str(there.config))
+    assert (report.published, report.unpublished) == (0, {"REPOSITORY_FULL": 1})
+    there.set(pairs=STYLES, methods=DIRECT, publish={**PUBLISHING, "collection": "{style}"})
+    assert nightly(str(there.config)).unpublished == {"REPOSITORY_FULL": 2}
 
 
 def test_published_merges_are_verified(place: Settle, server: HubServer, ziplora: Ziplora) -> None:
