@@ -37,7 +37,6 @@ SOURCES = [
     {"repository": "me/neon-lora", "role": "style"},
 ]
 PAIRS = {"include": ["robot x neon", "fish x neon"]}
-STYLES = {"include": ["robot x neon", "robot x bricks"]}
 PUBLISHING = {"enabled": True, "namespace": "me", "least_score": 0.0}
 
 
@@ -93,30 +92,32 @@ def _files_of(store: Path, merge_id: str) -> list[Path]:
 
 
 def test_a_night_fills_a_collection_and_a_takedown_takes_one_merge_out_of_it(
-    place: Settle, server: HubServer, ziplora: Ziplora
+    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = place(pairs=STYLES, methods=DIRECT, publish={**PUBLISHING, "collection": "merges"})
+    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
+    there = place(pairs=PAIRS, methods=DIRECT, publish={**PUBLISHING, "collection": "of-{style}"})
     assert nightly(str(there.config)).published == 2
-    collected = server.repositories["me/merges"]
+    collected = server.repositories["me/of-neon"]
     assert len(collected.commits) == 1 + 2
     assert nightly(str(there.config)).published == 0
     at = ("--catalogue", there.catalogue)
     assert ziplora("verify", *at).out.count("VERIFIED") == 2
-    assert ziplora("takedown", "bricks-lora", "--send", *at).code == 0
+    assert ziplora("takedown", "robot-lora", "--send", *at).code == 0
     (commit,) = collected.commits
-    assert "bricks" not in str(collected.commits[commit])
-    assert any(path.startswith("robot-neon") for path in collected.commits[commit])
+    assert "robot" not in str(collected.commits[commit])
+    assert any(path.startswith("fish-neon") for path in collected.commits[commit])
     assert ziplora("verify", *at).out.count("VERIFIED") == 1
 
 
 def test_a_night_ends_its_publishing_when_the_one_collection_is_full(
     place: Settle, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))
     monkeypatch.setitem(collection._MOST, "commits", 1)  # noqa: SLF001 - a few thousand in truth
-    there = place(pairs=STYLES, methods=DIRECT, publish={**PUBLISHING, "collection": "all"})
+    there = place(pairs=PAIRS, methods=DIRECT, publish={**PUBLISHING, "collection": "all"})
     report = nightly(str(there.config))
     assert (report.published, report.unpublished) == (0, {"REPOSITORY_FULL": 1})
-    there.set(pairs=STYLES, methods=DIRECT, publish={**PUBLISHING, "collection": "{style}"})
+    there.set(pairs=PAIRS, methods=DIRECT, publish={**PUBLISHING, "collection": "{style}"})
     assert nightly(str(there.config)).unpublished == {"REPOSITORY_FULL": 2}
 
 
