@@ -325,12 +325,12 @@ class Hub:
         without: Sequence[str] = (),
     ) -> str:
         """All these files, and no more the folders `without`, in one commit on top of `parent`: its id."""
-        adds = [
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
             for path, content in files.items()
         ]
+        changes += [CommitOperationDelete(f"{folder}/") for folder in without]
         with _in_plain_words(name):
-            changes = [*adds, *(CommitOperationDelete(f"{folder}/") for folder in without)]
             made = self._api.create_commit(name, changes, commit_message=message, parent_commit=parent, repo_type=kind)
             return made.oid
 

@@ -1,7 +1,8 @@
 """`python -m tests.catalog.publisher CATALOGUE ENDPOINT FOLDER` publishes merges in processes that may be killed.
 
 A line on standard input, `NAME COLLECTION STEP`, is one such process: STEP is the step before which it is killed, and
-the merge's COLLECTION may be `-`. What became of it is a line on standard output.
+the merge's COLLECTION may be `-`. What became of it is a line on standard output: the commit, whether it was there,
+how many steps it took, and at which of them the Hub had answered that it has the commit.
 """
 
 import os
@@ -37,17 +38,22 @@ def release_called(name: str, folder: Path) -> Release:
 def _publish(catalogue: str, endpoint: str, release: Release, collection: str | None, last: int) -> str:
     """Steps are counted before and after each request to the Hub and each change of the catalogue."""
     steps = count(1)
+    answered = 0
 
-    def step(*_: object) -> None:
-        if next(steps) == last:
+    def step(*seen: object) -> None:
+        nonlocal answered
+        number = next(steps)
+        if number == last:
             os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(seen[0], httpx.Response) and "/commit/" in seen[0].url.path:
+            answered = number
 
     set_client_factory(lambda: httpx.Client(event_hooks={"request": [step], "response": [step]}))
     engine = open_catalogue(catalogue)
     event.listen(engine, "before_cursor_execute", step)
     event.listen(engine, "commit", step)
     published = publish(release, Policy("me", collection=collection), Hub(endpoint), engine, dry_run=False)
-    return f"{published.commit} {published.was_there} {next(steps) - 1}"
+    return f"{published.commit} {published.was_there} {next(steps) - 1} {answered}"
 
 
 def main(catalogue: str, endpoint: str, folder: str) -> None:
