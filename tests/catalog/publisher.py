@@ -65,8 +65,9 @@ def main(catalogue: str, endpoint: str, folder: str) -> None:
             said = _publish(catalogue, endpoint, release, None if collection == "-" else collection, int(last))
             os.write(1, f"{said}\n".encode())
             os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
-            os.write(1, b"killed\n")
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            os.write(1, b"killed\n" if code == -signal.SIGKILL else b"failed\n")
 
 
 if __name__ == "__main__":
