@@ -261,10 +261,10 @@ class Hub:
                 return None
             raise
 
-    def is_private(self, name: str) -> bool:
+    def is_private(self, name: str, kind: Kind = "model") -> bool:
         """Whether a repository is hidden from strangers."""
         with _in_plain_words(name):
-            return bool(self._api.model_info(name, timeout=_TIMEOUT_SECONDS).private)
+            return bool(self._api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS).private)
 
     def published_file(self, name: str, commit: str, file_name: str) -> bytes | None:
         """A file of a repository, maybe one of ours; None when it is not there, or far too long."""

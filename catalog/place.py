@@ -9,13 +9,13 @@ from catalog.collection import INDEX, Member, check_room, collection_name, membe
 from catalog.collection_card import collection_card
 from catalog.errors import Refused
 from catalog.facts import Publication, Reason
-from catalog.hub import Hub
+from catalog.hub import Hub, Kind
 from catalog.provenance import merge_id_in
 from catalog.release import CARD, PROVENANCE, Release
 
 Files = Mapping[str, Path | bytes]
 """Contents by path."""
-_MADE_BY_THE_HUB = {".gitattributes"}
+MADE_BY_THE_HUB = {".gitattributes"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _marker(place: Place, hub: Hub, head: str | None) -> bytes | None:
     if head is None:
         return None
     marker = hub.published_file(place.repository, head, INDEX if place.folder else PROVENANCE)
-    if marker is None and not set(hub.published_files(place.repository, head)) <= _MADE_BY_THE_HUB:
+    if marker is None and not set(hub.published_files(place.repository, head)) <= MADE_BY_THE_HUB:
         raise _taken(place)
     return marker
 
@@ -101,3 +101,17 @@ def files_of(place: Place, members: Sequence[Member]) -> dict[str, bytes]:
 def _taken(place: Place) -> Refused:
     fact = f"{place.repository} is there already and holds something else."
     return Refused(Reason("NAME_TAKEN", fact, "rename or remove it on the Hub."))
+
+
+def made_ready(hub: Hub, repository: str, head: str | None, *, private: bool, kind: Kind = "model") -> str | None:
+    """The newest commit of a repository, which is made if it is not there.
+
+    Refused when everybody sees it, and what goes there is to be private.
+    """
+    if head is None:
+        hub.create_repository(repository, private=private, kind=kind)
+        return hub.head(repository, kind)
+    if private and not hub.is_private(repository, kind):
+        fact = f"{repository} is public, and what goes there is to be private."
+        raise Refused(Reason("REPOSITORY_PUBLIC", fact, "hide it on the Hub, or set publish.private to false."))
+    return head

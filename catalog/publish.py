@@ -18,7 +18,7 @@ from catalog.folder import sha256_of
 from catalog.hub import PASSING, Hub
 from catalog.licence import publication_gate
 from catalog.merge_card import merge_card
-from catalog.place import Files, Place, look, place_of
+from catalog.place import Files, Place, look, made_ready, place_of
 from catalog.provenance import files_in, merge_id_in, provenance
 from catalog.record import record_publication
 from catalog.release import CARD, PROVENANCE, WEIGHTS, Release
@@ -150,14 +150,9 @@ def _send(release: Release, place: Place, policy: Policy, hub: Hub, files: Files
         card = files[path]
         assert isinstance(card, bytes)
         hub.check_card(card.decode())
-    if head is None:
-        hub.create_repository(place.repository, private=policy.private)
-        head = hub.head(place.repository)
-    elif policy.private and not hub.is_private(place.repository):
-        fact = f"{place.repository} is public, and this is to be private."
-        raise Refused(facts.Reason("REPOSITORY_PUBLIC", fact, "hide it on the Hub, or set publish.private to false."))
+    parent = made_ready(hub, place.repository, head, private=policy.private)
     message = f"{release.subject.name} × {release.style.name}, merge {release.merge_id[:12]}"
-    return hub.commit(place.repository, files, message, head)
+    return hub.commit(place.repository, files, message, parent)
 
 
 def _verify(release: Release, hub: Hub, place: Place, commit: str) -> None:

@@ -152,7 +152,7 @@ def text_scorer(engine: Engine) -> str | None:
         return connection.scalar(seen.order_by(Merge.finished_at.desc(), Summary.scored_at.desc()).limit(1))
 
 
-def pick(engine: Engine, scorers: Collection[str], limit: int = 20, **wanted: Unpack[Wanted]) -> list[Picked]:
+def pick(engine: Engine, scorers: Collection[str], limit: int | None = 20, **wanted: Unpack[Wanted]) -> list[Picked]:
     """The finished merges that are as wanted, the best first."""
     licences = _licences(engine)
     merges = _best_first(_with_facts(engine, scorers).where(*_filters(wanted, licences))).limit(limit)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalog.dataset import publish_dataset
 from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason, Role
 from catalog.gallery import write_gallery
@@ -181,13 +182,26 @@ def _parent(adapter: Input) -> Parent:
 def publish_merge(catalogue: Catalogue, merge_id: str, *, namespace: str | None, dry_run: bool) -> Published:
     """Send a merge to the Hub, or say what would be sent."""
     settings = settings_of(catalogue)
+    said = settings.publish
+    policy = Policy(_owner(settings, namespace), said.private, said.least_score, said.collection)
+    with released(catalogue, settings, merge_id) as release:
+        return publish(release, policy, Hub(), catalogue, dry_run=dry_run)
+
+
+def publish_public_part(catalogue: Catalogue, name: str, *, namespace: str | None, dry_run: bool) -> Published:
+    """Send the public part of the catalogue to the Hub as a data set, or say what would be sent."""
+    settings = settings_of(catalogue)
+    said, repository = settings.publish, f"{_owner(settings, namespace)}/{name}"
+    return publish_dataset(
+        catalogue, Hub(), repository, private=said.private, least_score=said.least_score, dry_run=dry_run
+    )
+
+
+def _owner(settings: Settings, namespace: str | None) -> str:
     owner = namespace or settings.publish.namespace
     if owner is None:
         raise Problem("NO_NAMESPACE", "Neither the settings nor --namespace say whose it would be.", "name a user.")
-    said = settings.publish
-    policy = Policy(owner, said.private, said.least_score, said.collection)
-    with released(catalogue, settings, merge_id) as release:
-        return publish(release, policy, Hub(), catalogue, dry_run=dry_run)
+    return owner
 
 
 def publishable(catalogue: Catalogue, settings: Settings) -> list[str]:
@@ -198,25 +212,39 @@ def publishable(catalogue: Catalogue, settings: Settings) -> list[str]:
 
 
 def publish_all(catalogue: Catalogue, settings: Settings) -> tuple[list[Published], list[tuple[str, Reason]]]:
-    """Send what may leave this machine, one commit each; one that is refused does not stop the others."""
+    """Send what may leave this machine, one commit each; one that is refused does not stop the others.
+
+    The data set, if there is to be one, goes last and is not counted among the merges.
+    """
     sent: list[Published] = []
     refused: list[tuple[str, Reason]] = []
     refused += licences_changed(catalogue)
-    for merge_id in publishable(catalogue, settings):
-        try:
-            sent.append(publish_merge(catalogue, merge_id, namespace=None, dry_run=False))
-        except Refused as error:
-            refused.append((merge_id, error.reason))
-            if error.reason.code == "REPOSITORY_FULL" and "{style}" not in (settings.publish.collection or ""):
+    try:
+        for merge_id in publishable(catalogue, settings):
+            with _noted(merge_id, refused):
+                sent.append(publish_merge(catalogue, merge_id, namespace=None, dry_run=False))
+            full = bool(refused) and refused[-1][1].code == "REPOSITORY_FULL"
+            if full and "{style}" not in (settings.publish.collection or ""):
                 break  # all others go to the same one
-        except (Failure, Problem) as error:
-            refused.append((merge_id, Reason(error.code, error.fact, error.next_step)))
-        except CatalogueError as error:
-            # The Hub does not answer, or does not know the token: the next merge would fare no better.
-            fact = str(error).partition(": ")[2]
-            refused.append((merge_id, Reason(error.code, fact, "mend it; the next night sends what is left.")))
-            break
+        if settings.publish.dataset is not None:
+            with _noted(settings.publish.dataset, refused):
+                publish_public_part(catalogue, settings.publish.dataset, namespace=None, dry_run=False)
+    except CatalogueError as error:
+        # The Hub does not answer, or does not know the token: the next merge would fare no better.
+        fact = str(error).partition(": ")[2]
+        refused.append(("the Hub", Reason(error.code, fact, "mend it; the next night sends what is left.")))
     return sent, refused
+
+
+@contextmanager
+def _noted(item: str, refused: list[tuple[str, Reason]]) -> Iterator[None]:
+    """Why this item alone is not sent."""
+    try:
+        yield
+    except Refused as error:
+        refused.append((item, error.reason))
+    except (Failure, Problem) as error:
+        refused.append((item, Reason(error.code, error.fact, error.next_step)))
 
 
 def verify_published(catalogue: Catalogue, merge_ids: Collection[str]) -> list[Verdict]:

@@ -244,6 +244,9 @@ class PublishSettings(_Strict):
         description="a repository for many merges, in which {style} and {month} stand for those of a merge; "
         "without it each merge has its own",
     )
+    dataset: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="a data set of what is published or may be"
+    )
 
     @model_validator(mode="after")
     def _know_where_to(self) -> "PublishSettings":

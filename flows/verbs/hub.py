@@ -5,24 +5,33 @@ from typing import Annotated
 import typer
 
 from catalog.facts import Reason
-from flows.verbs.options import HERE, AMerge, AsJson, CatalogueUrl
+from flows.settings import Problem
+from flows.verbs.options import HERE, AsJson, CatalogueUrl
 
 
 def publish(
-    item: AMerge,
+    item: Annotated[str | None, typer.Argument(metavar="MERGE", help="the beginning of its id")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the public part of the catalogue instead, as this data set")
+    ] = None,
     namespace: Annotated[str | None, typer.Option(help="user or organisation; the settings' if not given")] = None,
     send: Annotated[bool, typer.Option("--send", help="do it; otherwise only say what would be sent")] = False,
     catalogue: CatalogueUrl = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Send a merge to the Hub in one commit, private unless the settings say otherwise."""
+    """Send a merge, or a data set, to the Hub in one commit, private unless the settings say otherwise."""
     from catalog.names import find_merge
     from catalog.schema import open_catalogue
     from flows import show
-    from flows.results import publish_merge
+    from flows.results import publish_merge, publish_public_part
 
     opened = open_catalogue(catalogue)
-    published = publish_merge(opened, find_merge(opened, item), namespace=namespace, dry_run=not send)
+    if item is not None and dataset is None:
+        published = publish_merge(opened, find_merge(opened, item), namespace=namespace, dry_run=not send)
+    elif dataset is not None and item is None:
+        published = publish_public_part(opened, dataset, namespace=namespace, dry_run=not send)
+    else:
+        raise Problem("USAGE", "It takes a merge, or --dataset NAME.", "ziplora publish --help")
     if as_json:
         show.print_json(published)
         return

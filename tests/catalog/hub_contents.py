@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 TOKEN = "hf_CANARY0123456789"
-LARGE = (".safetensors", ".bin", ".png")
+LARGE = (".safetensors", ".bin", ".png", ".parquet")
 Files = dict[str, bytes]
 Passing = Literal["429", "503", "reset", "cut", "slow", "short", "renamed"]
 """`cut`: the line breaks within the answer; `slow`: it drips; `short`: half a file; `renamed`: it is elsewhere."""

@@ -58,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         path, _, query = self.path.partition("?")
         path = urllib.parse.unquote(path) if "/resolve/" in path else path
+        path = path.replace("/api/datasets/", "/api/models/datasets/")
         asked = f"{self.command} {path}"
         self.hub.requests.append(asked)
         self.hub.asked[asked] += 1
@@ -154,6 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._fail(404, "EntryNotFound")
 
+    def _paths_info(self, body: bytes, _query: object, name: str, revision: str) -> None:
+        """Of those paths that are files."""
+        repository = self._repository(name)
+        if repository is not None:
+            asked = urllib.parse.parse_qs(body.decode()).get("paths", [])
+            files = repository.commits[repository.commit_of(revision) or repository.head]
+            self._answer(200, [_entry(path, files[path]) for path in asked if path in files])
+
     def _resolve(self, _body: bytes, _query: object, name: str, revision: str, path: str) -> None:
         repository = self._repository(name)
         if repository is None:
@@ -206,6 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, body: bytes, _query: object) -> None:
         asked = json.loads(body)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        name = f"datasets/{name}" if asked.get("type") == "dataset" else name
         if name in self.hub.repositories:
             self._answer(409, {"error": "exists", "url": f"{self.hub.endpoint}/{name}"})
             return
@@ -307,13 +317,14 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-_NAME = r"([\w.-]+/[\w.-]+)"
+_NAME = r"((?:datasets/)?[\w.-]+/[\w.-]+)"
 _ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"GET /api/models", _Handler._list),  # noqa: SLF001 # the handler's own table
     (r"GET /api/whoami-v2", _Handler._whoami),  # noqa: SLF001
     (rf"GET /api/models/{_NAME}", _Handler._info),  # noqa: SLF001
     (rf"GET /api/models/{_NAME}/revision/([^/]+)", _Handler._info),  # noqa: SLF001
     (rf"GET /api/models/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler._tree),  # noqa: SLF001
+    (rf"POST /api/models/{_NAME}/paths-info/([^/]+)", _Handler._paths_info),  # noqa: SLF001
     (rf"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),  # noqa: SLF001
     (r"POST /api/repos/create", _Handler._create),  # noqa: SLF001
     (r"DELETE /api/repos/delete", _Handler._delete),  # noqa: SLF001

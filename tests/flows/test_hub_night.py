@@ -1,6 +1,7 @@
 """A night whose adapters come from a Hub and whose results go back to it, over the protocol of the real one."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .conftest import Settle, Ziplora
 from .world import DIRECT, Place
 
 _NAMES = ("robot-lora", "fish-lora", "neon-lora", "bricks-lora")
+_BEFORE = {f"me/{name}" for name in _NAMES}
 
 
 @pytest.fixture
@@ -109,6 +111,26 @@ def test_a_night_publishes_what_scores_enough_and_what_is_refused_stops_nothing(
     assert len(_commits(server)) == len(others)
     assert nightly(str(there.config)).published == 0
     assert len(_commits(server)) == len(others)
+
+
+def test_a_night_fills_a_collection_of_each_style_and_a_data_set_once(
+    place: Settle, server: HubServer, ziplora: Ziplora
+) -> None:
+    policy = {"enabled": True, "namespace": "me", "least_score": 0.0, "collection": "of-{style}", "dataset": "merged"}
+    there = place(methods=DIRECT, publish=policy)
+    night = nightly(str(there.config))
+    ranked = ziplora("pick", "--catalogue", there.catalogue, "--json").document
+    assert (night.published, night.unpublished) == (len(ranked), {})
+    made = {name: len(one.commits) - 1 for name, one in server.repositories.items() if name not in _BEFORE}
+    of_style = Counter(one["style_name"] for one in ranked)
+    assert made == {**{f"me/of-{style}": count for style, count in of_style.items()}, "datasets/me/merged": 1}
+    assert all(server.repositories[name].private for name in made)
+    again = nightly(str(there.config))
+    assert (again.published, again.unpublished, len(_commits(server))) == (0, {}, len(ranked) + 1)
+    asked = ("publish", "--dataset", "merged", "--namespace", "me", "--catalogue", there.catalogue, "--json")
+    assert ziplora(*asked).document["commit"] is None
+    assert ziplora(*asked, "--send").document["was_there"]
+    assert ziplora(*asked, "0123abcd").err.startswith("USAGE")
 
 
 def test_a_hub_that_is_away_ends_the_publishing_and_not_the_night(place: Settle, server: HubServer) -> None:
