@@ -63,7 +63,7 @@ def read_index(content: bytes) -> tuple[Member, ...]:
     """The merges that a list names; ValueError when it is no list of ours."""
     try:
         return tuple(Member(**json.loads(line)) for line in content.splitlines())
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise ValueError("a line is no merge") from error
 
 

@@ -56,7 +56,7 @@ def files_in(statement: bytes | None) -> dict[str, str]:
     try:
         found = json.loads(statement or b"")
         wrong = _wrong_with(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wrong = f"{type(error).__name__}: {error}"
     if wrong is not None:
         raise Refused(Reason("PROVENANCE_INVALID", f"It is no statement about a merge: {wrong}.", "report it to us."))

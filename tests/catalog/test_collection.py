@@ -166,7 +166,9 @@ def test_a_merge_that_was_on_its_way_last_month_goes_on_there(
     assert later.repository == f"me/of-{datetime.now(UTC):%Y-%m}"
 
 
-@pytest.mark.parametrize("held", [{"README.md": b"mine"}, {INDEX: b"no list"}, {INDEX: b'{"merge_id": 1}\n'}])
+@pytest.mark.parametrize(
+    "held", [{"README.md": b"mine"}, {INDEX: b"no list"}, {INDEX: b'{"merge_id": 1}\n'}, {INDEX: b"[" * 99_999}]
+)
 def test_a_name_that_is_taken_is_left_alone(
     server: HubServer, releases: list[Release], ready: Engine, held: dict[str, bytes]
 ) -> None:
