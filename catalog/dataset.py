@@ -18,7 +18,8 @@ from catalog.hub import Hub
 from catalog.names import page_of, short
 from catalog.place import MADE_BY_THE_HUB, Files, made_ready
 from catalog.publish import Published
-from catalog.queries import Picked, UsableAdapter, pick, ranking_scorers, usable_adapters
+from catalog.queries import UsableAdapter, usable_adapters
+from catalog.rankings import Picked, pick, ranking_scorers
 from catalog.release import CARD
 from catalog.schema import Merge, Publication, Score, reading
 
