@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
@@ -409,6 +410,10 @@ def _in_plain_words(where: str, revision: str = "", file_name: str = "") -> Iter
         raise
     except json.JSONDecodeError as error:
         raise _unreachable(error) from error
+    except HFValidationError as error:
+        fact = f"The Hub takes no repository of the name {where!a}."
+        step = "use up to 96 letters, digits and single - _ . between them."
+        raise Refused(Reason("NAME_INVALID", fact, step)) from error
 
 
 def _unreachable(error: BaseException) -> CatalogueError:

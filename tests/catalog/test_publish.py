@@ -169,6 +169,16 @@ def test_a_name_that_is_taken_is_left_alone(
     assert _commits(server) == []
 
 
+@pytest.mark.parametrize("namespace", ["a--b", "of me", "-me", "me/mine", ""])
+def test_a_name_that_the_hub_does_not_take_is_refused(
+    server: HubServer, release: Release, ready: Engine, namespace: str
+) -> None:
+    with pytest.raises(Refused, match="NAME_INVALID"):
+        publish(release, Policy(namespace), Hub(server.endpoint), ready, dry_run=False)
+    assert server.requests == []
+    assert _statuses(ready) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
