@@ -126,6 +126,7 @@ class Result:
 
     night_id: str
     losses: Mapping[str, Any]
+    """With the movement of each block of the UNet."""
     movement: float
     seconds: float
     finished_at: datetime

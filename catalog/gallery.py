@@ -3,74 +3,27 @@
 It needs no server and asks nothing of the network; a stranger's text is shown letter by letter.
 """
 
-import hashlib
 import json
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 from sqlalchemy import Engine
 
 from catalog.errors import CatalogueError
 from catalog.gallery_contents import Contents, ShownAdapter, ShownMerge, ShownPair, read_contents
-from catalog.names import one_line
+from catalog.gallery_pictures import Pictures, Shot, shots_in
 
 _MARK = ".ziplora-gallery"
 """Says that a folder is a gallery, and may be replaced."""
-_SMALL = 192
-"""Pictures up to this side are enlarged with sharp pixels."""
 _LARGE_SIDE, _GRID_SIDE = 768, 256
-_STATIC = ("style.css", "gallery.js")
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A picture as a page shows it."""
-
-    source: Path
-    prompt: str
-    seed: int
-
-
-class _Pictures:
-    """Copies pictures into a gallery under names made from their content; takes those of the last gallery again."""
-
-    def __init__(self, folder: Path, earlier: Path) -> None:
-        self._folder, self._earlier = folder, earlier
-        self._named: dict[tuple[Path, int], str] = {}
-        folder.mkdir()
-
-    def add(self, source: Path, side: int) -> str:
-        """The file name of a picture that is at most `side` pixels wide and high."""
-        if (source, side) not in self._named:
-            digest = hashlib.sha256(source.read_bytes()).hexdigest()[:24]
-            names = (f"{digest}.png", f"{digest}-{side}.webp")
-            self._named[source, side] = self._kept(names) or self._drawn(source, side, *names)
-        return self._named[source, side]
-
-    def _kept(self, names: Sequence[str]) -> str | None:
-        for name in names:
-            if (self._earlier / name).is_file() and not (self._folder / name).exists():
-                shutil.copyfile(self._earlier / name, self._folder / name)
-            if (self._folder / name).exists():
-                return name
-        return None
-
-    def _drawn(self, source: Path, side: int, small: str, large: str) -> str:
-        with Image.open(source) as picture:
-            if max(picture.size) <= _SMALL:
-                picture.save(self._folder / small, optimize=True)
-                return small
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            picture.convert("RGB").save(self._folder / large, quality=88)
-            return large
+_STATIC = ("style.css", "common.js", "grid.js", "compare.js", "pair.js")
 
 
 def write_gallery(
@@ -91,8 +44,9 @@ def write_gallery(
     unfinished.mkdir(parents=True)
     try:
         contents = read_contents(engine)
-        pictures = _Pictures(unfinished / "pictures", folder / "pictures")
+        pictures = Pictures(unfinished, folder)
         _Pages(contents, store, singles or {}, base, pictures).write(unfinished)
+        pictures.remember()
         for name in _STATIC:
             (unfinished / name).write_bytes((files("catalog") / "templates" / name).read_bytes())
         (unfinished / _MARK).write_text("made by ziplora; replaced whole by the next gallery\n", encoding="utf-8")
@@ -112,26 +66,25 @@ def _replace(finished: Path, folder: Path) -> None:
         finished.rename(folder)
 
 
-def _shots(folder: Path | None) -> tuple[Shot, ...]:
-    """The pictures that a folder's record names; none when it has no record."""
-    if folder is None:
-        return ()
-    try:
-        record = json.loads((folder / "previews.json").read_text(encoding="utf-8"))
-        shots = [Shot(folder / one["file"], one_line(one["prompt"]), one["seed"]) for one in record["pictures"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    return tuple(shot for shot in shots if shot.source.is_file() and shot.source.parent == folder)
+class _Row(NamedTuple):
+    """One prompt and seed, in all ways in which it was drawn."""
+
+    prompt: str
+    seed: int
+    floor: Shot | None
+    merges: list[Shot | None]
+    ceilings: list[Shot | None]
 
 
 class _Pages:
     """Fills the templates: pictures are found in the store and copied as the pages ask for them."""
 
     def __init__(
-        self, contents: Contents, store: Path, singles: Mapping[str, Path], base: Path | None, pictures: _Pictures
+        self, contents: Contents, store: Path, singles: Mapping[str, Path], base: Path | None, pictures: Pictures
     ) -> None:
         self._contents, self._store, self._singles, self._pictures = contents, store, singles, pictures
-        self._base = {(shot.prompt, shot.seed): shot for shot in _shots(base)}
+        self._shots = cache(shots_in)
+        self._base = {(shot.prompt, shot.seed): shot for shot in shots_in(base)}
         self._templates = Environment(
             loader=PackageLoader("catalog"),
             autoescape=True,
@@ -142,9 +95,9 @@ class _Pages:
         self._templates.globals |= {
             "grid_picture": lambda shot: pictures.add(shot.source, _GRID_SIDE),
             "large_picture": lambda shot: pictures.add(shot.source, _LARGE_SIDE),
-            "alone": cache(self._alone),
-            "previews": cache(self._previews),
-            "floor": self._floor,
+            "alone": self._alone,
+            "sheet": self._sheet,
+            "previews": self._previews,
             "percent": lambda position: round(100 * min(1.0, max(0.0, position)), 1),
             "now": datetime.now(UTC),
             "contents": contents,
@@ -153,14 +106,50 @@ class _Pages:
     def write(self, folder: Path) -> None:
         """All pages."""
         (folder / "pairs").mkdir()
-        index = self._templates.get_template("index.html").render(root="")
-        (folder / "index.html").write_text(index, encoding="utf-8")
+        for name in ("index.html", "compare.html"):
+            (folder / name).write_text(self._templates.get_template(name).render(root=""), encoding="utf-8")
+        data = json.dumps(self._data(), separators=(",", ":"), allow_nan=False)
+        (folder / "data.js").write_text(f"const GALLERY = {data};\n", encoding="ascii")
         shown = [pair for pair in self._in_order() if pair.done]
         page = self._templates.get_template("pair.html")
         for number, pair in enumerate(shown):
             before, after = shown[number - 1], shown[(number + 1) % len(shown)]
             text = page.render(root="../", pair=pair, before=before, after=after)
             (folder / "pairs" / pair.page).write_text(text, encoding="utf-8")
+
+    def _data(self) -> dict[str, Any]:
+        """What the scripts of grid and comparison read; subjects and styles by their places in these lists."""
+        subjects, styles = self._contents.subjects, self._contents.styles
+        places = {one.sha256: place for role in (subjects, styles) for place, one in enumerate(role)}
+        return {
+            "subjects": [{"name": one.name, "picture": self._small(self._alone(one))} for one in subjects],
+            "styles": [{"name": one.name, "picture": self._small(self._alone(one))} for one in styles],
+            "methods": self._contents.methods,
+            "pairs": [
+                {
+                    "subject": places[pair.subject.sha256],
+                    "style": places[pair.style.sha256],
+                    "licence": pair.licence_shown,
+                    "page": f"pairs/{pair.page}",
+                    "merges": [self._merge_data(merge) for merge in pair.done],
+                    "status": pair.merges[0].status,
+                    "code": pair.merges[0].reason.code if pair.merges[0].reason else "",
+                }
+                for pair in self._in_order()
+            ],
+        }
+
+    def _merge_data(self, merge: ShownMerge) -> dict[str, Any]:
+        """A merge as the scripts read it, with its place between floor and ceiling by each metric."""
+        return {
+            "method": merge.method,
+            "score": _rounded(merge.score_01),
+            "positions": [[label, _rounded(score.position)] for label, score in merge.scores],
+            "picture": self._small(self._previews(merge)),
+        }
+
+    def _small(self, shots: Sequence[Shot]) -> str | None:
+        return self._pictures.add(shots[0].source, _GRID_SIDE) if shots else None
 
     def _in_order(self) -> Sequence[ShownPair]:
         """Subject by subject, as the grid shows them."""
@@ -172,13 +161,27 @@ class _Pages:
 
     def _alone(self, adapter: ShownAdapter) -> Sequence[Shot]:
         """The pictures of one LoRA alone, those of its own prompt first."""
-        shots = _shots(self._singles.get(adapter.sha256))
+        shots = self._shots(self._singles.get(adapter.sha256))
         return sorted(shots, key=lambda shot: shot.prompt != adapter.prompt)
 
     def _previews(self, merge: ShownMerge) -> Sequence[Shot]:
-        return _shots(self._store / "merges" / merge.merge_id / "previews")
+        return self._shots(self._store / "merges" / merge.merge_id / "previews")
 
-    def _floor(self, pair: ShownPair) -> Sequence[Shot]:
-        """The base alone on the prompts and seeds of a pair."""
-        wanted = [(shot.prompt, shot.seed) for shot in self._previews(pair.done[0])]
-        return [self._base[one] for one in wanted if one in self._base]
+    def _sheet(self, pair: ShownPair) -> list[_Row]:
+        """Every prompt and seed of a pair: by the base alone, by each merge, and what each LoRA alone makes of a seed."""
+        drawn = [{(shot.prompt, shot.seed): shot for shot in self._previews(merge)} for merge in pair.done]
+        alone = [{shot.seed: shot for shot in reversed(self._alone(one))} for one in (pair.subject, pair.style)]
+        return [
+            _Row(
+                prompt,
+                seed,
+                self._base.get((prompt, seed)),
+                [pictures.get((prompt, seed)) for pictures in drawn],
+                [pictures.get(seed) for pictures in alone],
+            )
+            for prompt, seed in sorted({key for pictures in drawn for key in pictures})
+        ]
+
+
+def _rounded(position: float | None) -> float | None:
+    return None if position is None else round(position, 4)

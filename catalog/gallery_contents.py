@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, or_, select
 
 from catalog.facts import STYLE_METRIC, SUBJECT_METRIC, TAKEN_DOWN, TEXT_METRIC, Reason, Role, ScoreSummary
+from catalog.gallery_plots import Curve, Moved, curve_of, moved_by
 from catalog.licence import combine
 from catalog.names import one_line, page_of, short
 from catalog.schema import Adapter, Alias, Merge, Night, Publication, Refusal, reading
@@ -50,6 +51,10 @@ class ShownMerge:
     recipe: str
     seconds: float | None
     movement: float | None
+    curve: Curve | None
+    moved: tuple[Moved, ...]
+    distances: tuple[tuple[str, float, float], ...]
+    """From what either LoRA does alone: whose, by the direct merge, and by this one."""
     reason: Reason | None
     published: tuple[str, str, str] | None
     """Repository, commit, and the folder in a collection."""
@@ -68,6 +73,11 @@ class ShownPair:
     def page(self) -> str:
         """The name of its page, which stays the same from night to night."""
         return f"{self.subject.sha256[:16]}-{self.style.sha256[:16]}.html"
+
+    @property
+    def licence_shown(self) -> str:
+        """The licence, or that there is none."""
+        return self.licence or "not known"
 
     @property
     def done(self) -> tuple[ShownMerge, ...]:
@@ -91,6 +101,8 @@ class Contents:
     pairs: Mapping[tuple[str, str], ShownPair]
     """By the sha256 of subject and style."""
     methods: tuple[str, ...]
+    licences: tuple[str, ...]
+    """Of the finished merges, with `not known` where one of them has none."""
     refused: tuple[Trouble, ...]
     """Files, as the latest night that looked at them saw them."""
     failed: tuple[Trouble, ...]
@@ -121,6 +133,7 @@ def read_contents(engine: Engine) -> Contents:
         styles=tuple(one for one in by_name if one.role == "style"),
         pairs=pairs,
         methods=tuple(sorted({merge.method for pair in pairs.values() for merge in pair.done})),
+        licences=tuple(sorted({pair.licence_shown for pair in pairs.values() if pair.done})),
         refused=refused,
         failed=_failed(pairs.values()),
         nights=tuple(night_summary(engine, night) for night in nights),
@@ -163,9 +176,18 @@ def _shown_merge(row: Any, scores: Sequence[ScoreSummary], published: tuple[str,
         recipe=json.dumps(row.recipe, indent=2, sort_keys=True),
         seconds=row.seconds,
         movement=row.movement,
+        curve=curve_of(row.losses),
+        moved=moved_by(row.losses),
+        distances=_distances(row.losses or {}),
         reason=_reason(row) if row.code and row.status != "done" else None,
         published=published,
     )
+
+
+def _distances(losses: Mapping[str, Any]) -> tuple[tuple[str, float, float], ...]:
+    """Those that were measured before and after."""
+    found = ((name, losses.get(f"first_{name}"), losses.get(f"last_{name}")) for name in ("subject", "style", "joint"))
+    return tuple((name, a, b) for name, a, b in found if isinstance(a, float) and isinstance(b, float))
 
 
 def _reason(row: Any) -> Reason:

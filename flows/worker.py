@@ -172,7 +172,7 @@ class Worker:
 
     def record(self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> dict[str, float]:
         """Write a finished pair into the catalogue; gives back its mean position by metric."""
-        losses = asdict(result.losses) if result.losses else {}
+        losses = {**asdict(result.losses), "movement_by_block": result.movement_by_block} if result.losses else {}
         measured = facts.Result(night_id, losses, result.movement, result.seconds, datetime.now(UTC))
         return self.record_scores(job, result_of(self.catalogue, job.recipe.merge_id) or measured, rows)
 

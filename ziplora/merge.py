@@ -154,6 +154,7 @@ def _result(
         versions=_versions(),
         coefficients_sha256=sha256_of(coefficients),
         rank_error=solution.rank_error,
+        movement_by_block=solution.coefficients.movement_by_block(),
     )
 
 

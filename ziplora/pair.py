@@ -6,7 +6,7 @@ through as the direct sum. Layers of text encoders are left out.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,29 @@ class Coefficients:
         vectors = [*self.subject.values(), *self.style.values()]
         left_out = 1 - self.elementwise.density if self.elementwise else 0.0
         return max([self.projection, left_out, *(float((vector - 1).abs().max()) for vector in vectors)])
+
+    def movement_by_block(self) -> dict[str, tuple[float, float]]:
+        """Mean |m − 1| of the subject's and the style's coefficients in each block of the UNet that has any."""
+        blocks: dict[str, list[Module]] = {}
+        for module in sorted(self.subject.keys() & self.style.keys()):
+            blocks.setdefault(block_of(module), []).append(module)
+        return {
+            block: (
+                _moved(self.subject[module] for module in modules),
+                _moved(self.style[module] for module in modules),
+            )
+            for block, modules in blocks.items()
+        }
+
+
+def block_of(module: Module) -> str:
+    """The block of the UNet that holds a layer, such as `up_blocks.1` or `mid_block`."""
+    first, second, *_ = module.path.split(".")
+    return f"{first}.{second}" if second.isdecimal() else first
+
+
+def _moved(columns: Iterable[Float[Tensor, " in"]]) -> float:
+    return float((torch.cat(list(columns)).double() - 1).abs().mean())
 
 
 DIRECT = Coefficients({}, {})

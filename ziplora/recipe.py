@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -243,6 +243,8 @@ class MergeResult:
 
     None where the merge has that rank exactly.
     """
+    movement_by_block: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean |m − 1| of subject and style in each block of the UNet; empty where no coefficient was learned."""
 
     def to_json(self) -> str:
         """The result as JSON."""
@@ -255,7 +257,8 @@ class MergeResult:
         if facts["losses"]:
             curve = tuple(tuple(point) for point in facts["losses"].pop("curve"))
             facts["losses"] = Losses(**facts["losses"], curve=curve)
-        return cls(**{**facts, "left_out": tuple(facts["left_out"])})
+        blocks = {block: tuple(moved) for block, moved in facts.get("movement_by_block", {}).items()}
+        return cls(**{**facts, "left_out": tuple(facts["left_out"]), "movement_by_block": blocks})
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,12 @@ def test_a_recipe_reads_back(recipe: Recipe) -> None:
 def test_a_result_reads_back(losses: Losses | None) -> None:
     result = MergeResult(
         "f" * 64, losses, 0.5, 0.9, 1.1, 56, 14, ("style text_encoder.text_model.x",), 12, 1.5, 10, "cpu", "float32",
-        {"torch": "2.13.0"}, "e" * 64,
+        {"torch": "2.13.0"}, "e" * 64, movement_by_block={"mid_block": (0.5, 0.25)},
     )  # fmt: skip
     assert MergeResult.from_json(result.to_json()) == result
-    older = {name: value for name, value in json.loads(result.to_json()).items() if name != "rank_error"}
-    assert MergeResult.from_json(json.dumps(older)) == result
+    newer = ("rank_error", "movement_by_block")
+    older = {name: value for name, value in json.loads(result.to_json()).items() if name not in newer}
+    assert MergeResult.from_json(json.dumps(older)) == replace(result, movement_by_block={})
 
 
 def test_references_are_known_by_their_bytes_in_order(tmp_path: Path) -> None:
