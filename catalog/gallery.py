@@ -168,7 +168,7 @@ class _Pages:
         return self._shots(self._store / "merges" / merge.merge_id / "previews")
 
     def _sheet(self, pair: ShownPair) -> list[_Row]:
-        """Every prompt and seed of a pair: by the base alone, by each merge, and what each LoRA alone makes of a seed."""
+        """Every prompt and seed of a pair, with what each LoRA alone makes of the seed."""
         drawn = [{(shot.prompt, shot.seed): shot for shot in self._previews(merge)} for merge in pair.done]
         alone = [{shot.seed: shot for shot in reversed(self._alone(one))} for one in (pair.subject, pair.style)]
         return [

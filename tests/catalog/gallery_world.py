@@ -4,13 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
-from catalog import facts, record
+from catalog import facts, record, schema
 from ziplora.tinyworld.figures import SUBJECTS
 from ziplora.tinyworld.world import NEW_STYLES, Scene, render
 
@@ -91,7 +93,10 @@ def _merge(engine: Engine, world: World, pair: tuple[str, str], names: tuple[str
     if merge_id.startswith(("0", "1")):
         record.record_failed(engine, merged, DIVERGED, NIGHT, minutes(5))
         return
-    result = facts.Result(NIGHT, {}, float(generator.uniform(0.05, 0.6)), float(generator.uniform(0.2, 14)), minutes(3))
+    losses = {} if method == "direct" else _losses(generator)
+    result = facts.Result(
+        NIGHT, losses, float(generator.uniform(0.05, 0.6)), float(generator.uniform(0.2, 14)), minutes(3)
+    )
     record.record_done(engine, merged, result)
     prompt = f"a sks {names[0]} in {names[1]} style"
     quality = float(generator.uniform(0.15, 0.95))
@@ -99,6 +104,16 @@ def _merge(engine: Engine, world: World, pair: tuple[str, str], names: tuple[str
     _draw(world.store / "merges" / merge_id / "previews", scenes, side, blend=0.6 * (1 - quality))
     if not merge_id.startswith("2"):
         _score(engine, merge_id, generator, quality)
+
+
+def _losses(generator: np.random.Generator) -> dict[str, Any]:
+    """What an optimiser says that goes down, in a UNet of four blocks."""
+    steps = range(0, 100, 10)
+    curve = [[step, *(scale * float(np.exp(-step / 30)) + 0.1 for scale in (2.5, 1.5, 40))] for step in steps]
+    blocks = ("down_blocks.0", "mid_block", "up_blocks.0", "up_blocks.1")
+    moved = {block: generator.uniform(0.01, 0.4, 2).tolist() for block in blocks}
+    ends = {"first_subject": 2.6, "last_subject": 0.2, "first_style": 1.6, "last_style": 0.15}
+    return {"curve": curve, "movement_by_block": moved, **ends}
 
 
 def fill(
@@ -134,6 +149,39 @@ def fill(
                 for method in ("direct", "ziplora"):
                     _merge(engine, world, (adapters[one], adapters[other]), (one, other), method, side)
     _refuse(engine)
+    return world
+
+
+def fill_many(engine: Engine, folder: Path, *, subjects: int, styles: int) -> World:
+    """Every subject in every style by two methods, each merge with one score and a picture of its own colour."""
+    world = World(folder / "store", {}, folder / "store/singles/base")
+    record.record_night_started(engine, NIGHT, {}, NOON)
+    all_subjects = [_adapter(engine, f"subject-{number:03}", "subject", "mit") for number in range(subjects)]
+    all_styles = [_adapter(engine, f"style-{number:03}", "style", "mit") for number in range(styles)]
+    merges, scores = [], []
+    for number, (subject, style) in enumerate(product(all_subjects, all_styles)):
+        for method in ("direct", "ziplora"):
+            merge_id = facts.key(subject, style, method)
+            row: dict[str, Any] = {
+                "merge_id": merge_id,
+                "subject": subject,
+                "style": style,
+                "method": method,
+                "recipe": {},
+            }
+            merges.append({**row, "status": "done", "attempts": 0, "night_id": NIGHT, "seconds": 1.0})
+            previews = world.store / "merges" / merge_id / "previews"
+            previews.mkdir(parents=True)
+            colour = (number % 256, number // 256, 0 if method == "direct" else 200)
+            Image.new("RGB", (64, 64), colour).save(previews / "0000.png")
+            named = {"file": "0000.png", "prompt": "both", "seed": 0}
+            (previews / "previews.json").write_text(json.dumps({"pictures": [named]}))
+            for scorer in ("dino:tiny@0a1b2c3d:pre-77", "clip-i:tiny@0a1b2c3d:pre-77"):
+                position = int(facts.key(merge_id, scorer)[:4], 16) / 0xFFFF
+                scores.append(facts.Score(merge_id, scorer, "both", 0, position, 0.0, 1.0, NOON))
+    with engine.begin() as connection:
+        connection.execute(insert(schema.Merge), merges)
+    record.record_scores(engine, scores)
     return world
 
 

@@ -68,8 +68,8 @@ def test_the_scores_of_a_short_listed_merge_are_one_set_and_its_page_shows_all_p
     assert len({(row["scorer_id"], row["evidence_sha256"]) for row in written}) == 3
     assert len(written) == 9
     (page,) = (there.folder / "gallery" / "pairs").iterdir()
-    methods = page.read_text().partition("The merge</h2>")[2].partition("</article>")[0]
-    assert methods.count("<img") == 3
+    sheet = page.read_text().partition("The merge</h2>")[2].partition("</table>")[0]
+    assert sheet.count('<figure data-method="direct">\n<img') == 3
 
 
 def test_merges_of_earlier_nights_are_on_the_list_if_tonight_wants_them(place: Settle) -> None:
