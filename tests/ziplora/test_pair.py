@@ -150,3 +150,12 @@ def test_a_convolution_of_one_pixel_may_be_written_as_a_matrix() -> None:
 def test_movement_is_the_largest_distance_from_one() -> None:
     assert NOTHING.movement() == 0
     assert Coefficients({TO_Q: torch.tensor([1.0, 0.9])}, {TO_Q: torch.tensor([1.25, 1.0])}).movement() == 0.25
+
+
+def test_movement_by_block_is_the_mean_distance_from_one_of_either_side() -> None:
+    deep = Module("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
+    subject = {TO_Q: torch.tensor([1.0, 0.5]), TO_OUT: torch.tensor([1.5, 1.0]), deep: torch.tensor([1.0, 1.0])}
+    style = {TO_Q: torch.tensor([1.0, 1.0]), TO_OUT: torch.tensor([0.0, 1.0]), deep: torch.tensor([3.0, 1.0])}
+    moved = Coefficients(subject, style).movement_by_block()
+    assert moved == {"mid_block": (0.25, 0.25), "down_blocks.1": (0.0, 1.0)}
+    assert NOTHING.movement_by_block() == {}
