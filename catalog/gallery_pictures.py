@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,16 @@ class Pictures:
             if (self._folder / name).exists():
                 return name
             if (self._earlier / name).is_file():
-                os.link(self._earlier / name, self._folder / name)
+                self._take(name)
                 return name
         return None
+
+    def _take(self, name: str) -> None:
+        """As a link where the file system has links."""
+        try:
+            os.link(self._earlier / name, self._folder / name)
+        except OSError:
+            shutil.copyfile(self._earlier / name, self._folder / name)
 
     def _drawn(self, source: Path, side: int, small: str, large: str) -> str:
         with Image.open(source) as picture:

@@ -3,6 +3,7 @@
 
 const NARROW = matchMedia("(max-width: 640px)");
 const GAP = 8;
+const NEAR = 150; // what lies so far outside the view is drawn already
 
 /** An element; what a stranger wrote goes in as text and stays text. */
 function make(tag, attributes = {}, ...children) {
@@ -34,10 +35,11 @@ function finder(search) {
   return (pair) => words.every((word) => subjects[pair.subject].includes(word) || styles[pair.style].includes(word));
 }
 
-/** A layer of a scrolled surface: of its boxes {x, y, width, height, make}, those near the view are elements. */
+/** A layer of a surface that scrolls along `axes`: of its boxes {x, y, width, height, make}, those near the view are elements. */
 class Layer {
-  constructor(scroller, parent, name) {
+  constructor(scroller, parent, name, axes = "xy") {
     this.scroller = scroller;
+    this.axes = axes;
     this.element = make("div", { class: name });
     parent.append(this.element);
     this.shown = new Map();
@@ -52,11 +54,11 @@ class Layer {
   }
 
   paint() {
-    const { scrollLeft: left, scrollTop: top, clientWidth, clientHeight } = this.scroller;
-    const height = Math.min(clientHeight, innerHeight);
+    const { scrollLeft, scrollTop, clientWidth, clientHeight } = this.scroller;
+    const left = this.axes.includes("x") ? scrollLeft : 0, top = this.axes.includes("y") ? scrollTop : 0;
     for (const box of this.boxes) {
-      const near = box.x < left + clientWidth + 100 && box.x + box.width > left - 300
-        && box.y < top + height + 300 && box.y + box.height > top - 300;
+      const near = box.x < left + clientWidth + NEAR && box.x + box.width > left - NEAR
+        && box.y < top + clientHeight + NEAR && box.y + box.height > top - NEAR;
       const element = this.shown.get(box);
       if (near && !element) this.add(box);
       else if (!near && element) {

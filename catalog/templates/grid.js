@@ -4,7 +4,7 @@
 const filters = document.getElementById("filters"), grid = document.getElementById("grid");
 const canvas = grid.appendChild(make("div", { class: "canvas" }));
 const corner = canvas.appendChild(make("div", { class: "corner" }, make("span", {}, "style →"), make("span", {}, "subject ↓")));
-const heads = new Layer(grid, canvas, "heads"), sides = new Layer(grid, canvas, "sides"), cells = new Layer(grid, canvas, "cells");
+const heads = new Layer(grid, canvas, "heads", "x"), sides = new Layer(grid, canvas, "sides", "y"), cells = new Layer(grid, canvas, "cells");
 let margin = { left: 0, top: 0 };
 
 /** What passes the filters: pairs with the merge that stands for each, none where no method has finished. */

@@ -1,6 +1,8 @@
 """The gallery: whole, self-contained, harmless, and the same pictures that the store holds."""
 
+import errno
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -139,6 +141,10 @@ def test_a_curve_goes_from_corner_to_corner_and_blocks_from_in_to_out() -> None:
     )] == ["down_blocks.1", "mid_block", "up_blocks.0"]  # fmt: skip
 
 
+def _no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
 def _data(gallery: Path) -> dict[str, Any]:
     """What the scripts read, with nothing around it that could run."""
     text = (gallery / "data.js").read_text(encoding="ascii")
@@ -148,7 +154,10 @@ def _data(gallery: Path) -> dict[str, Any]:
     return found
 
 
-def test_pictures_are_read_once(catalogue: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_pictures_are_drawn_once(
+    catalogue: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
     start(catalogue)
     record.record_done(catalogue, merge(), result())
     previews = tmp_path / "store/merges" / merge().merge_id / "previews"
@@ -160,6 +169,8 @@ def test_pictures_are_read_once(catalogue: Engine, tmp_path: Path, monkeypatch: 
     assert len(named) == 2
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", lambda *_: pytest.fail("drew a picture again"))
+        if not links:
+            patched.setattr(os, "link", _no_links)
         write_gallery(catalogue, tmp_path / "store", tmp_path / "gallery")
     assert {path.name for path in (first / "pictures").iterdir()} == named
     Image.new("RGB", (256, 256), "red").save(previews / "0000.png")
