@@ -108,6 +108,16 @@ function writeAddress(form) {
   history.replaceState(history.state, "", chosen.length ? `#${new URLSearchParams(chosen)}` : location.pathname);
 }
 
+/** The filters of the grid when it was left, or now these; a browser that keeps nothing for files forgets them. */
+function lastView(view) {
+  try {
+    if (view !== undefined) sessionStorage.setItem("view", view);
+    return sessionStorage.getItem("view") ?? "";
+  } catch {
+    return "";
+  }
+}
+
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const search = document.querySelector("input[type=search]");

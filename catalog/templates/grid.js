@@ -115,7 +115,10 @@ grid.addEventListener("scroll", () => {
   });
 });
 addEventListener("resize", show);
-addEventListener("pagehide", () => history.replaceState({ left: grid.scrollLeft, top: grid.scrollTop }, ""));
+addEventListener("pagehide", () => {
+  history.replaceState({ left: grid.scrollLeft, top: grid.scrollTop }, "");
+  lastView(location.hash);
+});
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = document.activeElement?.closest("#filters");

@@ -1,6 +1,8 @@
 // The page of a pair: arrows turn, escape goes back, and command lines can be copied.
 "use strict";
 
+document.querySelector("a[rel=up]").href += lastView();
+
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.activeElement?.closest(".scroll")) return;
   const way = { ArrowLeft: "prev", ArrowRight: "next", Escape: "up" }[event.key];

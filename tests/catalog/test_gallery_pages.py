@@ -122,10 +122,10 @@ def test_a_view_is_in_its_address(page: Browser, gallery: Path) -> None:
     assert page.value("filters.elements.method.value") == "direct"
 
 
-def test_keys_search_move_open_turn_and_go_back(page: Browser) -> None:
+def test_keys_search_move_open_turn_and_go_back_to_the_same_view(page: Browser) -> None:
+    _set(page, "least", "0.2")
     page.press("/", "/")
     assert page.value("document.activeElement.name") == "search"
-    page.press("Escape")
     page.press("ArrowDown")
     first = page.value(FOCUSED)
     page.press("ArrowRight")
@@ -140,6 +140,10 @@ def test_keys_search_move_open_turn_and_go_back(page: Browser) -> None:
     page.wait_for(f"location.href !== {before!r} && document.querySelector('.command button')")
     page.press("Escape")
     page.wait_for("document.querySelector('.cells .cell')")
+    assert page.value("filters.elements.least.value") == "0.2"
+    page.value("filters.elements.search.focus()")
+    page.press("Escape")
+    assert page.value("filters.elements.least.value") == "0"
 
 
 def test_two_methods_are_compared_by_their_difference(page: Browser, gallery: Path) -> None:
