@@ -13,7 +13,6 @@ _TABLE: dict[str, dict[str, Any]] = yaml.safe_load((_ROOT / "tests/faults.yaml")
 _ROWS = [
     f"{kind}{number}" for kind, count in zip("FMHPU", (13, 20, 13, 7, 8), strict=True) for number in range(1, count + 1)
 ]
-_BEING_COVERED = {"U8"}
 
 
 @cache
@@ -29,7 +28,7 @@ def test_the_table_has_every_row_once_and_in_order() -> None:
 @pytest.mark.parametrize("row", _ROWS)
 def test_a_row_has_tests_that_are_there(row: str) -> None:
     tests = _TABLE[row]["tests"]
-    assert bool(tests) == (row not in _BEING_COVERED)
+    assert tests
     for test in tests:
         path, _, name = test.partition("::")
         assert name in _tests_in(path), f"{row} names {test}, which is not there."

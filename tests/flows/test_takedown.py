@@ -26,6 +26,7 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
         for name in ("robot-lora", "fish-lora", "neon-lora"):
             running.add_folder(f"me/{name}", world / "adapters" / name)
         yield running
@@ -92,9 +93,8 @@ def _files_of(store: Path, merge_id: str) -> list[Path]:
 
 
 def test_a_night_fills_a_collection_and_a_takedown_takes_one_merge_out_of_it(
-    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+    place: Settle, server: HubServer, ziplora: Ziplora
 ) -> None:
-    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
     there = place(pairs=PAIRS, methods=DIRECT, publish={**PUBLISHING, "collection": "of-{style}"})
     assert nightly(str(there.config)).published == 2
     collected = server.repositories["me/of-neon"]
@@ -112,7 +112,6 @@ def test_a_night_fills_a_collection_and_a_takedown_takes_one_merge_out_of_it(
 def test_a_night_ends_its_publishing_when_the_one_collection_is_full(
     place: Settle, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))
     monkeypatch.setitem(collection._MOST, "commits", 1)  # noqa: SLF001 - a few thousand in truth
     there = place(pairs=PAIRS, methods=DIRECT, publish={**PUBLISHING, "collection": "all"})
     report = nightly(str(there.config))
