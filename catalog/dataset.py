@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,17 @@ def _tables(engine: Engine, least_score: float, folder: Path) -> dict[str, Path]
 
 def _public(engine: Engine, usable: Mapping[str, UsableAdapter], least_score: float) -> list[Picked]:
     """What is on the Hub or may go there: under a known licence, of adapters that may still be used, not taken back."""
+    words: dict[str, set[str]] = defaultdict(set)
     with reading(engine).connect() as connection:
-        chosen = select(Publication.merge_id, Publication.status)
-        words = {row.merge_id: row.status for row in connection.execute(chosen)}
+        for merge_id, status in connection.execute(select(Publication.merge_id, Publication.status)):
+            words[merge_id].add(status)
     return [
         one
         for one in pick(engine, ranking_scorers(engine), limit=None)
         if one.licence is not None
         and {one.merge.subject, one.merge.style} <= usable.keys()
-        and words.get(one.merge.merge_id) != "withdrawn"
-        and (one.merge.score_01 >= least_score or words.get(one.merge.merge_id) == "verified")
+        and "withdrawn" not in words[one.merge.merge_id]
+        and (one.merge.score_01 >= least_score or "verified" in words[one.merge.merge_id])
     ]
 
 

@@ -335,11 +335,11 @@ class Hub:
             made = self._api.create_commit(name, changes, commit_message=message, parent_commit=parent, repo_type=kind)
             return made.oid
 
-    def forget_history(self, name: str) -> str:
+    def forget_history(self, name: str, kind: Kind = "model") -> str:
         """Leave a repository one commit of all that it holds now, and none of what it held before: its id."""
         with _in_plain_words(name):
-            self._api.super_squash_history(name)
-            return str(self._api.repo_info(name, timeout=_TIMEOUT_SECONDS).sha)
+            self._api.super_squash_history(name, repo_type=kind)
+            return str(self._api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS).sha)
 
     def tag(self, name: str, commit: str, tag: str) -> None:
         """Give a commit a name of its own; nothing happens if it has it."""

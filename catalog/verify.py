@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import aliased
 
+from catalog.candidate import Candidate
 from catalog.errors import Refused
 from catalog.facts import Publication, Reason
 from catalog.hub import Hub
@@ -113,7 +114,7 @@ class Verifier:
             try:
                 self.hub.repository(*asked)
                 today = self.hub.repository(parent.repository)
-                self._licences[asked] = getattr(getattr(today, "card", None), "licence", None)
+                self._licences[asked] = today.card.licence if isinstance(today, Candidate) else None
             except Refused as refused:
                 fact = f"The {parent.role} {parent.repository} is not there any more: {refused.reason.fact}"
                 self._licences[asked] = Reason(

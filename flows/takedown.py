@@ -16,7 +16,7 @@ from catalog.sidecars import keep_tombstone
 from catalog.snapshot import write_snapshot
 from catalog.takedown import Reach, reach_of, withdraw
 from flows.plan import base_of
-from flows.results import settings_of, write_pages
+from flows.results import publish_public_part, settings_of, write_pages
 from flows.settings import Settings
 from flows.shared_store import mirror_of
 from ziplora.recipe import Drawing, Recipe, Single
@@ -58,6 +58,7 @@ def take_down(catalogue: Catalogue, source: str, why: str, *, dry_run: bool) -> 
         keep_tombstone(Path(settings.store_folder), tombstone)
     record.record_tombstones(catalogue, reach.tombstones, reach.adapters)  # first: a night may run at this moment
     refused = _withdraw(catalogue, reach)
+    _renew_dataset(catalogue, settings)
     mirror = mirror_of(settings)
     if mirror is not None:
         mirror.remove(*places)
@@ -77,6 +78,15 @@ def _withdraw(catalogue: Catalogue, reach: Reach) -> tuple[tuple[str, Reason], .
         except Refused as error:
             refused.append((publication.repository, error.reason))
     return tuple(refused)
+
+
+def _renew_dataset(catalogue: Catalogue, settings: Settings) -> None:
+    """Send the data set without what was taken down, and let the Hub forget what it held before; if there is one."""
+    said, hub = settings.publish, Hub()
+    if not (said.dataset and said.namespace) or hub.head(f"{said.namespace}/{said.dataset}", "dataset") is None:
+        return
+    sent = publish_public_part(catalogue, said.dataset, namespace=None, dry_run=False)
+    hub.forget_history(sent.repository, "dataset")
 
 
 def _places(reach: Reach, settings: Settings, catalogue: Catalogue) -> Iterator[Path]:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 from huggingface_hub import constants
 
@@ -93,9 +94,10 @@ def _files_of(store: Path, merge_id: str) -> list[Path]:
 
 
 def test_a_night_fills_a_collection_and_a_takedown_takes_one_merge_out_of_it(
-    place: Settle, server: HubServer, ziplora: Ziplora
+    place: Settle, server: HubServer, ziplora: Ziplora, tmp_path: Path
 ) -> None:
-    there = place(pairs=PAIRS, methods=DIRECT, publish={**PUBLISHING, "collection": "of-{style}"})
+    publishing = {**PUBLISHING, "collection": "of-{style}", "dataset": "merges"}
+    there = place(pairs=PAIRS, methods=DIRECT, publish=publishing)
     assert nightly(str(there.config)).published == 2
     collected = server.repositories["me/of-neon"]
     assert len(collected.commits) == 1 + 2
@@ -106,6 +108,11 @@ def test_a_night_fills_a_collection_and_a_takedown_takes_one_merge_out_of_it(
     (commit,) = collected.commits
     assert "robot" not in str(collected.commits[commit])
     assert any(path.startswith("fish-neon") for path in collected.commits[commit])
+    (tables,) = server.repositories["datasets/me/merges"].commits.values()
+    with duckdb.connect() as connection:
+        (tmp_path / "merges.parquet").write_bytes(tables["merges.parquet"])
+        names = connection.execute("SELECT subject_name FROM read_parquet(?)", [str(tmp_path / "merges.parquet")])
+        assert names.fetchall() == [("fish",)]
     assert ziplora("verify", *at).out.count("VERIFIED") == 1
 
 
