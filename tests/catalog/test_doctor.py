@@ -101,7 +101,7 @@ def test_a_finished_merge_without_row_is_recorded(catalogue: Engine, store: Path
     unknown = merge(DOG, INK).merge_id
     before = export(catalogue, FROM_FILES)
     with catalogue.begin() as connection:
-        for table in (schema.Score, schema.Merge):
+        for table in (schema.Ranking, schema.Summary, schema.Score, schema.Merge):
             connection.execute(delete(table).where(table.merge_id == unknown))
     assert _codes(catalogue, store) == [("ROW_MISSING", unknown)]
     _mend(catalogue, store)

@@ -115,6 +115,7 @@ def test_an_upgrade_ranks_what_was_scored_before(
         for name in ("rankings", "summaries", "tombstones", *newer):
             connection.execute(text(f"DROP TABLE {name}"))
         connection.execute(text("DROP INDEX merges_by_finish"))
+        connection.execute(text("ALTER TABLE publications DROP COLUMN folder"))
         connection.execute(text("UPDATE catalogue_version SET version_num = :version"), {"version": version})
     schema.open_catalogue(url, migrate=True).dispose()
     for table, before in zip((schema.Summary, schema.Ranking), written, strict=True):
