@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -77,20 +77,30 @@ def posts(chosen: Sequence[int], *, merge: bool, orchestrate: bool) -> list[Post
 
 def keep(wanted: Sequence[Post], say: Callable[[str], None]) -> list[Kept]:
     """Have a worker at each of these posts until SIGTERM or SIGINT, and start again those that die."""
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     kept = [Kept(post, _lock(post)) for post in wanted]
-    while not stop.wait(1.0):
+    with _told_to_stop() as stop:
+        while not stop.wait(1.0):
+            for one in kept:
+                try:
+                    _look_after(one, say)
+                except HTTPError as error:  # the server is away, and comes back
+                    say(f"{one.post.name}: the server does not answer ({type(error).__name__})")
         for one in kept:
-            try:
-                _look_after(one, say)
-            except HTTPError as error:  # the server is away, and comes back
-                say(f"{one.post.name}: the server does not answer ({type(error).__name__})")
-    for one in kept:
-        _stop(one)
-        one.lock.close()
+            _stop(one)
+            one.lock.close()
     return kept
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[Event]:
+    """Set by SIGTERM and SIGINT, as long as it lasts."""
+    stop = Event()
+    earlier = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _lock(post: Post) -> TextIO:
