@@ -138,6 +138,15 @@ def test_a_scan_that_was_stopped_goes_on_where_it_was(server: HubServer, make: C
     assert known(stopped, "night") == known(undisturbed, "night")
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """As in a terminal: a process that a script puts into the background is born deaf to SIGINT."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_a_scan_that_waits_for_the_hub_can_be_stopped(
     server: HubServer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
