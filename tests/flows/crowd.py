@@ -82,7 +82,7 @@ def settings_of(source: dict[str, Any]) -> Settings:
 def scan_night(server: HubServer, catalogue: schema.Catalogue, night_id: str, hub: Hub | None = None) -> list[Found]:
     """What a night's scan finds, written down."""
     record.record_night_started(catalogue, night_id, {}, datetime.now(UTC))
-    settings = parse_settings(_SETTINGS, Path.cwd())
+    settings = parse_settings(_SETTINGS, Path(str(catalogue.url.database)).parent)
     return scan_and_record(settings, hub or Hub(server.endpoint), catalogue, night_id)
 
 

@@ -34,6 +34,7 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
         for name in _NAMES:
             running.add_folder(f"me/{name}", world / "adapters" / name)
         yield running
@@ -95,9 +96,8 @@ def test_a_merge_is_published_in_one_commit_and_once(
 
 
 def test_a_night_publishes_what_scores_enough_and_what_is_refused_stops_nothing(
-    place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+    place: Settle, server: HubServer, ziplora: Ziplora
 ) -> None:
-    monkeypatch.setattr("catalog.story.LOST_BELOW", float("-inf"))  # this world is not trained
     there = place(methods=[{"method": "direct"}], publish={"least_score": 0.0})
     assert nightly(str(there.config)).published == 0
     at = ("--catalogue", there.catalogue)
