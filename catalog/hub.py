@@ -104,12 +104,15 @@ class Hub:
         """Let the threads that wait for the Hub end; nothing is asked after this."""
         self._stopped.set()
 
-    def check_token(self) -> str | None:
-        """The name that the token belongs to; None without one."""
+    def check_token(self, *, writes: bool = False) -> str | None:
+        """The name that the token belongs to, None without one; CatalogueError AUTH when it may not do so much."""
         if "authorization" not in build_hf_headers():
             return None
         with _in_plain_words("the Hub"):
-            return str(self._api.whoami()["name"])
+            said = self._api.whoami()
+        if writes and said.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise CatalogueError("AUTH", "The token in HF_TOKEN may only read. Set one that may write, or publish not.")
+        return str(said["name"])
 
     def search(
         self,

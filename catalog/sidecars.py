@@ -6,7 +6,7 @@ Each is written before its rows, so that a catalogue can be made anew from them.
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,12 +130,11 @@ def kept_tombstones(store: Path) -> Iterator[facts.Tombstone | Unreadable]:
 
 def _write(path: Path, kept: KeptNight | KeptAdapter | KeptMerge | facts.Publication | facts.Tombstone) -> None:
     with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(asdict(kept), indent=1, default=_moment), encoding="ascii")
+        unfinished.write_text(json.dumps(vars(kept), indent=1, default=_plain), encoding="ascii")
 
 
-def _moment(value: Any) -> str:
-    assert isinstance(value, datetime)
-    return value.astimezone(UTC).isoformat()
+def _plain(value: Any) -> object:
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else vars(value)
 
 
 def _all(folder: Path, pattern: str, made: Callable[[Mapping[str, Any]], _Kept]) -> Iterator[_Kept | Unreadable]:

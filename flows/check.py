@@ -90,7 +90,7 @@ def _places(settings: Settings) -> Iterator[Problem]:
 def _token(publishes: bool) -> Iterator[Problem]:
     """Trouble with the Hub's token; a Hub that does not answer is none, since a night merges without it."""
     try:
-        if Hub().check_token() is None and publishes:
+        if Hub().check_token(writes=publishes) is None and publishes:
             yield Problem("AUTH", "Publishing is enabled and there is no token.", "set HF_TOKEN.", 3)
     except CatalogueError as error:
         if error.code not in PASSING:

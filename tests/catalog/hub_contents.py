@@ -148,6 +148,8 @@ class HubServer:
     trouble: Callable[[str, int], Trouble | None] = nothing_wrong
     """What goes wrong with a request that is made for the nth time."""
     limit: RateLimit | None = None
+    role: str = "write"
+    """Of the token."""
     sent_bytes: int = 0
     """Of file contents."""
     sent_bytes_of: Counter[str] = field(default_factory=Counter)

@@ -208,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whoami(self, _body: bytes, _query: object) -> None:
         if "authorization" in self.headers:
-            self._answer(200, {"type": "user", "name": "me", "auth": {"type": "access_token"}})
+            token = {"displayName": "nightly", "role": self.hub.role}
+            self._answer(200, {"type": "user", "name": "me", "auth": {"type": "access_token", "accessToken": token}})
         else:
             self._answer(401, {"error": "Invalid username or password."})
 

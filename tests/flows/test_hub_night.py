@@ -229,6 +229,18 @@ def test_a_token_that_is_refused_is_found_before_the_night(
     assert (said.code, said.out.split()[0]) == (3, "AUTH")
 
 
+def test_a_token_that_may_only_read_is_enough_for_a_night_that_publishes_nothing(
+    place: Settle, server: HubServer, ziplora: Ziplora
+) -> None:
+    server.role = "read"
+    there = _from_the_hub(place)
+    assert ziplora("check", there.config).code == 0
+    there.set(publish={"enabled": True, "namespace": "me"})
+    said = ziplora("run", there.config)
+    assert (said.code, said.err.split()[0]) == (3, "AUTH")
+    assert "may only read" in said.err
+
+
 def test_publishing_without_a_token_is_found_before_the_night(
     place: Settle, server: HubServer, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
