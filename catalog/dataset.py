@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 from sqlalchemy import Engine, select
 
+from catalog import story
 from catalog.dataset_card import dataset_card
 from catalog.errors import Refused
 from catalog.facts import Reason, Role
@@ -99,8 +100,13 @@ def _public(engine: Engine, usable: Mapping[str, UsableAdapter], least_score: fl
         if one.licence is not None
         and {one.merge.subject, one.merge.style} <= usable.keys()
         and "withdrawn" not in words[one.merge.merge_id]
-        and (one.merge.score_01 >= least_score or "verified" in words[one.merge.merge_id])
+        and ("verified" in words[one.merge.merge_id] or _may_go(one, least_score))
     ]
+
+
+def _may_go(one: Picked, least_score: float) -> bool:
+    """Whether its scores would let it be published."""
+    return one.merge.score_01 >= least_score and min(one.subject_position, one.style_position) >= story.LOST_BELOW
 
 
 def _merges(engine: Engine, public: Sequence[Picked]) -> Iterable[Mapping[str, Any]]:

@@ -72,8 +72,8 @@ def _published(engine: Engine, merged: facts.Merge, status: facts.PublicationSta
     record.record_publication(engine, facts.Publication(merged.merge_id, "me/there", status, "b" * 40, NOON))
 
 
-def _send(server: HubServer, engine: Engine, dry_run: bool = False) -> Published:
-    return publish_dataset(engine, Hub(server.endpoint), SET, private=True, least_score=0.5, dry_run=dry_run)
+def _send(server: HubServer, engine: Engine, dry_run: bool = False, least_score: float = 0.5) -> Published:
+    return publish_dataset(engine, Hub(server.endpoint), SET, private=True, least_score=least_score, dry_run=dry_run)
 
 
 def _rows(server: HubServer, table: str, folder: Path) -> list[dict[str, Any]]:
@@ -108,6 +108,15 @@ def test_it_holds_what_is_published_or_may_be_and_no_more(server: HubServer, rea
     assert len(_rows(server, "scores", tmp_path)) == 4
     for table in TABLES:
         assert "client-x" not in str(_rows(server, table, tmp_path))
+
+
+def test_what_shows_only_one_adapter_is_not_in_it(server: HubServer, ready: Engine, tmp_path: Path) -> None:
+    done(ready, merge(TEAPOT, NEON, "np-lora"), clip_i=0.9, dino=0.05)
+    done(ready, merge(TEAPOT, NEON, "dare"), clip_i=0.2, dino=0.2)
+    _send(server, ready, least_score=0.0)
+    listed = {row["method"] for row in _rows(server, "merges", tmp_path) if row["subject"] == TEAPOT}
+    assert "dare" in listed
+    assert "np-lora" not in listed
 
 
 def test_a_parent_that_is_restricted_by_now_takes_its_merges_along(
