@@ -109,7 +109,7 @@ def test_a_merge_is_not_done_before_its_scores_are_there(place: Settle, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(record, "record_scores", no_scores)
+        patch.setattr(record, "_put_scores", no_scores)
         with pytest.raises(KeyboardInterrupt):
             nightly(str(there.config))
     assert not finished_merge_ids(open_catalogue(there.catalogue))

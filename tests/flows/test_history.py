@@ -84,7 +84,8 @@ def test_old_pictures_go_and_the_merge_can_still_be_exported(place: Settle, zipl
     report = nightly(str(there.config))
     assert (report.merged, report.finished_before, report.failed) == (0, 1, {})
     assert not (folder / "previews").exists()
-    assert "no preview yet" in Path(report.gallery).read_text()
+    (page,) = (Path(report.gallery).parent / "pairs").glob("*.html")
+    assert "no preview yet" in page.read_text()
     out = there.folder / "it.safetensors"
     assert ziplora("export", merge_id, "-o", out, "--catalogue", there.catalogue).code == 0
     assert out.is_file()
