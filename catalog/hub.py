@@ -15,17 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     build_hf_headers,
@@ -39,6 +29,7 @@ from catalog.candidate import Candidate, CardFacts, Unfit
 from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason
 from catalog.folder import sha256_of
+from catalog.hub_errors import AGAIN, CameShort, in_plain_words
 from catalog.listing import EXPAND, offered
 from catalog.patience import Patience, passes
 
@@ -58,18 +49,9 @@ _FAILURES_IN_A_ROW = 24
 """So many files that could not be asked about, one after the other, mean that the Hub is away."""
 Kind = Literal["model", "dataset"]
 """Of a repository."""
-AGAIN = "nothing; the next night tries again."
-PASSING = frozenset({"HUB_BUSY", "HUB_UNREACHABLE"})
-"""Codes that say nothing of what was asked about: the next night asks again."""
-UNANSWERED = PASSING | {"AUTH"}
-"""The same, and that of a token that is refused, whatever was asked about."""
 
 _PATIENCE = Patience()
 """Of this process: the Hub counts the requests of all its threads together."""
-
-
-class _CameShort(httpx.TransportError):
-    """Fewer bytes than the Hub promises."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +90,7 @@ class Hub:
         """The name that the token belongs to, None without one; CatalogueError AUTH when it may not do so much."""
         if "authorization" not in build_hf_headers():
             return None
-        with _in_plain_words("the Hub"):
+        with in_plain_words("the Hub"):
             said = self._api.whoami()
         if writes and said.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise CatalogueError("AUTH", "The token in HF_TOKEN may only read. Set one that may write, or publish not.")
@@ -131,7 +113,7 @@ class Hub:
         url = f"{self.endpoint}/api/models?{httpx.QueryParams(asked)}"
         seen: set[str] = set()
         while url and len(seen) < limit:
-            with _in_plain_words("the Hub"):
+            with in_plain_words("the Hub"):
                 infos, url = self._get(url)
             for info in infos:
                 # What changes while pages are turned can be on two of them.
@@ -142,7 +124,7 @@ class Hub:
     def repository(self, name: str, revision: str = "main", file_name: str | None = None) -> Candidate | Unfit:
         """What one repository offers at a revision; Refused when it cannot be seen."""
         url = f"{self.endpoint}/api/models/{name}/revision/{revision.replace('/', '%2F')}"
-        with _in_plain_words(name, revision):
+        with in_plain_words(name, revision):
             return offered(self._get(f"{url}?{httpx.QueryParams({'expand': EXPAND})}")[0], file_name)
 
     def _get(self, url: str) -> tuple[Any, str]:
@@ -208,7 +190,7 @@ class Hub:
     def _fetch(self, candidate: Candidate, folder: str) -> Path | None:
         """The file in this folder; None when it is shorter than promised."""
         try:
-            with _in_plain_words(candidate.repository, candidate.revision, candidate.file_name):
+            with in_plain_words(candidate.repository, candidate.revision, candidate.file_name):
                 fetched = hf_hub_download(
                     candidate.repository,
                     candidate.file_name,
@@ -224,14 +206,14 @@ class Hub:
 
     def _read(self, candidate: Candidate, file_name: str, begin: int, end: int) -> tuple[Candidate, bytes]:
         """These bytes of a file, and the candidate with the size and hash that the answer tells of that file."""
-        with _in_plain_words(candidate.repository, candidate.revision, file_name):
+        with in_plain_words(candidate.repository, candidate.revision, file_name):
             with self._lock:
                 if len(self._failures) >= _FAILURES_IN_A_ROW:
                     raise self._failures[-1].with_traceback(None)
             try:
                 found = _PATIENCE.asked(lambda: self._read_once(candidate, file_name, begin, end), self._stopped)
             except (HfHubHTTPError, httpx.TransportError) as error:
-                if passes(error) and not isinstance(error, _CameShort):
+                if passes(error) and not isinstance(error, CameShort):
                     with self._lock:
                         self._failures.append(error)
                 raise
@@ -252,13 +234,13 @@ class Hub:
         if size_bytes is not None and (
             len(wanted) < min(end, size_bytes) - begin or promised_bytes not in (None, size_bytes)
         ):
-            raise _CameShort("fewer bytes than promised")
+            raise CameShort("fewer bytes than promised")
         return replace(candidate, size_bytes=size_bytes, sha256=sha256), wanted
 
     def head(self, name: str, kind: Kind = "model") -> str | None:
         """The newest commit of a repository; None when there is no such repository."""
         try:
-            with _in_plain_words(name):
+            with in_plain_words(name):
                 return self._api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS).sha
         except Refused as refused:
             if refused.reason.code in ("GONE", "HIDDEN"):
@@ -267,7 +249,7 @@ class Hub:
 
     def is_private(self, name: str, kind: Kind = "model") -> bool:
         """Whether a repository is hidden from strangers."""
-        with _in_plain_words(name):
+        with in_plain_words(name):
             return bool(self._api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS).private)
 
     def published_file(self, name: str, commit: str, file_name: str) -> bytes | None:
@@ -289,7 +271,7 @@ class Hub:
         That is the sha256 of large files, and git's id of others.
         """
         try:
-            with _in_plain_words(name, commit, folder or ""):
+            with in_plain_words(name, commit, folder or ""):
                 entries = self._api.list_repo_tree(name, folder, recursive=True, revision=commit, repo_type=kind)
                 files = [entry for entry in entries if isinstance(entry, RepoFile)]
                 return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
@@ -300,7 +282,7 @@ class Hub:
 
     def check_card(self, card: str, kind: Kind = "model") -> None:
         """Refused when the Hub would not take this README.md."""
-        with _in_plain_words("the Hub"):
+        with in_plain_words("the Hub"):
             body = {"content": card, "repoType": kind}
             url = f"{self.endpoint}/api/validate-yaml"
             answer = get_session().post(url, json=body, headers=build_hf_headers(), timeout=_TIMEOUT_SECONDS)
@@ -311,12 +293,12 @@ class Hub:
 
     def create_repository(self, name: str, *, private: bool, kind: Kind = "model") -> None:
         """A repository of this name; nothing happens if there is one."""
-        with _in_plain_words(name):
+        with in_plain_words(name):
             self._api.create_repo(name, private=private, exist_ok=True, repo_type=kind)
 
     def delete_repository(self, name: str) -> None:
         """Remove a repository with all that it ever held; nothing happens if there is none."""
-        with _in_plain_words(name):
+        with in_plain_words(name):
             self._api.delete_repo(name, missing_ok=True)
 
     def commit(
@@ -334,24 +316,24 @@ class Hub:
             for path, content in files.items()
         ]
         changes += [CommitOperationDelete(f"{folder}/") for folder in without]
-        with _in_plain_words(name):
+        with in_plain_words(name):
             made = self._api.create_commit(name, changes, commit_message=message, parent_commit=parent, repo_type=kind)
             return made.oid
 
     def forget_history(self, name: str, kind: Kind = "model") -> str:
         """Leave a repository one commit of all that it holds now, and none of what it held before: its id."""
-        with _in_plain_words(name):
+        with in_plain_words(name):
             self._api.super_squash_history(name, repo_type=kind)
             return str(self._api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS).sha)
 
     def tag(self, name: str, commit: str, tag: str) -> None:
         """Give a commit a name of its own; nothing happens if it has it."""
-        with _in_plain_words(name, commit):
+        with in_plain_words(name, commit):
             self._api.create_tag(name, tag=tag, revision=commit, exist_ok=True)
 
     def remove_tag(self, name: str, tag: str) -> None:
         """Take a name from a commit; nothing happens if no commit has it."""
-        with _in_plain_words(name), suppress(RevisionNotFoundError):
+        with in_plain_words(name), suppress(RevisionNotFoundError):
             self._api.delete_tag(name, tag=tag)
 
 
@@ -389,65 +371,3 @@ def _told(answer: httpx.Response) -> tuple[int | None, str | None, int | None]:
         sha256 if len(sha256) == 64 else None,
         int(promised) if promised.isdigit() else None,
     )
-
-
-@contextmanager
-def _in_plain_words(where: str, revision: str = "", file_name: str = "") -> Iterator[None]:
-    """The client's many errors as ours."""
-    try:
-        yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError, httpx.RequestError) as error:
-        said: BaseException = error
-        while isinstance(said, (LocalEntryNotFoundError, RuntimeError)) and said.__cause__ is not None:
-            said = said.__cause__  # the client wraps what happened to a file
-        if isinstance(said, HfHubHTTPError):
-            raise _answered(said, where, revision, file_name) from error
-        if isinstance(said, _CameShort):
-            fact = f"{where}@{revision[:7]}/{file_name} came shorter than the Hub promises, again and again."
-            raise Refused(Reason("FILE_TRUNCATED", fact, AGAIN)) from error
-        if isinstance(said, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError)):
-            raise _unreachable(said) from error
-        if isinstance(said, httpx.RequestError):
-            fact = f"The Hub's answer for {where} cannot be used ({type(said).__name__})."
-            raise Refused(Reason("HUB_REFUSED", fact, "see its page in a browser.")) from error
-        raise
-    except json.JSONDecodeError as error:
-        raise _unreachable(error) from error
-    except HFValidationError as error:
-        fact = f"The Hub takes no repository of the name {where!a}."
-        step = "use up to 96 letters, digits and single - _ . between them."
-        raise Refused(Reason("NAME_INVALID", fact, step)) from error
-
-
-def _unreachable(error: BaseException) -> CatalogueError:
-    fact = f"The Hub cannot be reached ({type(error).__name__})."
-    return CatalogueError("HUB_UNREACHABLE", f"{fact} Check the network; what is here already can be merged without.")
-
-
-def _answered(error: HfHubHTTPError, where: str, revision: str, file_name: str) -> CatalogueError:
-    """What an answer of the Hub means; gated comes before missing, whose kind it is to the client."""
-    status = error.response.status_code
-    if isinstance(error, GatedRepoError):
-        step = f"ask for access at https://huggingface.co/{where}, then run again."
-        return Refused(Reason("GATED", f"The author of {where} lets people in one by one.", step))
-    if isinstance(error, DisabledRepoError):
-        return Refused(Reason("GONE", f"The Hub has disabled {where}.", "leave it out."))
-    if isinstance(error, RepositoryNotFoundError):
-        if status == 404:
-            return Refused(Reason("GONE", f"The Hub has no repository {where} any more.", "leave it out."))
-        step = "check the name; if it is private, set HF_TOKEN to a token that may read it."
-        return Refused(Reason("HIDDEN", f"There is no {where} that this token may see.", step))
-    if isinstance(error, RevisionNotFoundError):
-        return Refused(Reason("COMMIT_GONE", f"{where} has no revision {revision} any more.", "scan again."))
-    if isinstance(error, RemoteEntryNotFoundError):
-        fact = f"{where}@{revision[:7]} has no file {file_name!a}."
-        return Refused(Reason("FILE_MISSING", fact, "name one of the repository's files."))
-    if status == 401:
-        return CatalogueError("AUTH", "The Hub does not know the token in HF_TOKEN. Set another, or none.")
-    if status == 403:
-        return Refused(Reason("FORBIDDEN", f"The token has no right to do this with {where}.", "use another."))
-    if status in (409, 412):
-        return Refused(Reason("PARENT_MOVED", f"Somebody else changed {where} at the same moment.", AGAIN))
-    if status == 429 or status >= 500:
-        return CatalogueError("HUB_BUSY", f"The Hub answers {status} again and again. Run again later.")
-    return Refused(Reason("HUB_REFUSED", f"The Hub answers {status} for {where}.", "see its page in a browser."))

@@ -15,7 +15,8 @@ from sqlalchemy import Engine, select
 from catalog import facts, schema
 from catalog.errors import CatalogueError, Refused
 from catalog.folder import sha256_of
-from catalog.hub import PASSING, Hub
+from catalog.hub import Hub
+from catalog.hub_errors import PASSING
 from catalog.licence import publication_gate
 from catalog.merge_card import merge_card
 from catalog.place import Files, Place, look, made_ready, place_of

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger
 
-from catalog.hub import UNANSWERED
+from catalog.hub_errors import UNANSWERED
 from catalog.queries import finished_merge_ids
 from catalog.schema import Catalogue
 from flows.artifacts import Outcome, progress_of, show_batch

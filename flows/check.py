@@ -9,7 +9,8 @@ from pathlib import Path
 
 from catalog.doctor import faults
 from catalog.errors import CatalogueError
-from catalog.hub import PASSING, Hub
+from catalog.hub import Hub
+from catalog.hub_errors import PASSING
 from catalog.schema import open_catalogue
 from flows.settings import FolderSource, Problem, Problems, Settings, load_settings, prefect_api_url
 from flows.shared_store import mirror_of

@@ -13,7 +13,8 @@ from catalog.candidate import Candidate
 from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason
 from catalog.folder import LOCAL
-from catalog.hub import AGAIN, UNANSWERED, Hub
+from catalog.hub import Hub
+from catalog.hub_errors import AGAIN, UNANSWERED
 from catalog.queries import UsableAdapter, last_offered, nights_refused, usable_adapters
 from catalog.schema import Catalogue
 from flows.scan import Found, is_unanswered, scan_and_record

@@ -18,7 +18,8 @@ from catalog.consent import Consent, consent_gate
 from catalog.errors import CatalogueError
 from catalog.facts import AdapterStatus, Header, Reason
 from catalog.folder import LOCAL, scan_folder
-from catalog.hub import UNANSWERED, Hub
+from catalog.hub import Hub
+from catalog.hub_errors import UNANSWERED
 from catalog.licence import gate
 from catalog.names import one_line
 from catalog.queries import night_began, usable_adapters

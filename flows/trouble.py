@@ -4,7 +4,7 @@ import errno
 
 from catalog.errors import CatalogueError, Refused
 from catalog.facts import Reason
-from catalog.hub import AGAIN, UNANSWERED
+from catalog.hub_errors import AGAIN, UNANSWERED
 from flows.settings import Problem
 from ziplora.failure import Failure
 from ziplora.header import Refusal

@@ -37,7 +37,8 @@ def check(config: Config, as_json: AsJson = False) -> None:
 
 def scan(config: Config, as_json: AsJson = False) -> None:
     """What the sources offer: what is usable, what is refused and why."""
-    from catalog.hub import UNANSWERED, Hub
+    from catalog.hub import Hub
+    from catalog.hub_errors import UNANSWERED
     from catalog.schema import open_catalogue
     from flows import show
     from flows.progress import tell_pause
@@ -100,7 +101,7 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
     problems = problems_of(config)
     if problems:
         raise Problems(problems)
-    from catalog.hub import UNANSWERED
+    from catalog.hub_errors import UNANSWERED
     from flows import show
     from flows.nightly import nightly
 
