@@ -103,5 +103,5 @@ def test_the_token_is_nowhere_after_a_night_with_faults(server: HubServer, world
     assert any("flows.cli" in line for line in seen)
     assert not any(TOKEN in line for line in seen)
     # That the search reaches all places: each of them speaks of the robot.
-    assert {"catalog.sqlite", "catalog.duckdb", "prefect.db", "index.html"} <= _files_with("robot", tmp_path)
+    assert {"catalog.sqlite", "catalog.duckdb", "prefect.db", "data.js"} <= _files_with("robot", tmp_path)
     assert _files_with(TOKEN, tmp_path) == set()
