@@ -66,6 +66,21 @@ def finished_merge_ids(engine: Engine, among: Collection[str] | None = None) -> 
     return _merge_ids(engine, "done", among)
 
 
+def merges_of_subject(engine: Engine, subject: str) -> dict[str, MergeStatus]:
+    """The words for all merges of a subject, by their ids."""
+    with reading(engine).connect() as connection:
+        rows = connection.execute(select(Merge.merge_id, Merge.status).where(Merge.subject == subject))
+        return {merge_id: status for merge_id, status in rows}  # noqa: C416 - rows are no pairs to mypy
+
+
+def skips_of_subject(engine: Engine, subject: str) -> dict[str, Reason]:
+    """Why merges of a subject are skipped, by their ids."""
+    columns = (Merge.merge_id, Merge.code, Merge.fact, Merge.next_step)
+    with reading(engine).connect() as connection:
+        rows = connection.execute(select(*columns).where(Merge.subject == subject, Merge.status == "skipped"))
+        return {merge_id: Reason(*reason) for merge_id, *reason in rows}
+
+
 def running_merge_ids(engine: Engine, among: Collection[str] | None = None) -> frozenset[str]:
     """What a worker began and neither finished nor failed at: of all merges, or of these."""
     return _merge_ids(engine, "running", among)

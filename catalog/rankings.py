@@ -21,6 +21,7 @@ from catalog.schema import Adapter, Merge, Publication, Ranking, Summary, readin
 
 _SubjectFile, _StyleFile = aliased(Adapter), aliased(Adapter)
 _Merges = Select[Any]
+_ROWS_AT_A_TIME = 1000
 _Licences = Mapping[tuple[str | None, str | None], str]
 """What a merge carries, by the licences of its subject and its style."""
 _RANK = _SubjectFile.facts["rank"].as_integer() + _StyleFile.facts["rank"].as_integer()
@@ -128,10 +129,12 @@ def best_method_per_pair(engine: Engine, scorers: Collection[str]) -> list[Ranke
     return _best(engine, scorers, true(), (Merge.subject, Merge.style), None)
 
 
-def best_merges(engine: Engine, scorers: Collection[str]) -> list[RankedMerge]:
-    """Every finished merge that can be ranked, the best first."""
+def best_merges(engine: Engine, scorers: Collection[str]) -> Iterator[RankedMerge]:
+    """Every finished merge that can be ranked, the best first, as far as somebody asks."""
     with reading(engine).connect() as connection:
-        return [RankedMerge(*row) for row in connection.execute(_best_first(_ranked(scorers)))]
+        ranked = _best_first(_ranked(scorers)).execution_options(yield_per=_ROWS_AT_A_TIME)
+        for row in connection.execute(ranked):
+            yield RankedMerge(*row)
 
 
 def ranking_scorers(engine: Engine) -> tuple[str, ...]:

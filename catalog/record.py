@@ -154,11 +154,18 @@ def record_plan(engine: Engine, merges: Collection[facts.Merge]) -> None:
             connection.execute(planned, [{"planned_id": merge_id} for merge_id in sorted(rows)])
 
 
-def record_skipped(engine: Engine, merge: facts.Merge, reason: facts.Reason) -> None:
-    """Policy leaves this merge out, for a reason that people can read."""
+def record_skipped(engine: Engine, skipped: Collection[tuple[facts.Merge, facts.Reason]]) -> None:
+    """Policy leaves these merges out, each for a reason that people can read."""
+    merge = schema.Merge
+    rows = {one.merge_id: _merge_row(one, "skipped") for one, _ in skipped}
+    reasons = [{"skipped_id": one.merge_id, **vars(reason)} for one, reason in skipped]
     with engine.begin() as connection:
-        _put_new(connection, schema.Merge, _merge_row(merge, "skipped"))
-        _change_merge(connection, merge.merge_id, _NOT_FINAL, status="skipped", **vars(reason))
+        _put(connection, merge, rows)
+        open_to_change = or_(*(merge.status == word for word in _NOT_FINAL))  # of many rows at once, there is no IN
+        chosen = update(merge).where(merge.merge_id == bindparam("skipped_id"), open_to_change, _stands())
+        told: Row = {name: bindparam(name) for name in ("code", "fact", "next_step")}
+        if reasons:
+            connection.execute(chosen.values(status="skipped", **told), reasons)
 
 
 def record_running(engine: Engine, merge: facts.Merge, night_id: str) -> None:

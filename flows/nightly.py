@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from secrets import token_hex
 
@@ -17,7 +19,7 @@ from catalog.facts import Reason
 from catalog.hub import Hub
 from catalog.names import find_adapter
 from catalog.publish import Published
-from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, open_requests
+from catalog.queries import failures_of, finished_merge_ids, merges_of_subject, open_requests, skips_of_subject
 from catalog.schema import Catalogue, open_catalogue
 from catalog.sidecars import KeptNight, keep_night
 from catalog.snapshot import write_snapshot
@@ -25,7 +27,7 @@ from catalog.story import night_summary
 from flows.artifacts import show_extremes, show_night, show_troubles
 from flows.fleet import Night, Workers, clear_up, merge_all
 from flows.missing import look_over
-from flows.plan import Base, Job, Plan, base_of, input_of, plan
+from flows.plan import Base, Job, Plan, Wishes, base_of, input_of, nothing_known, plan
 from flows.progress import tell_pause
 from flows.results import publish_all, write_pages
 from flows.retention import let_go
@@ -91,8 +93,10 @@ def plan_night(settings: Settings, base: Base, catalogue: Catalogue, found: Sequ
     """Which merges are to do; all of them are written down, and so is what is left out."""
     planned = plan_now(settings, base, catalogue, found)
     record.record_plan(catalogue, [merge_of(job) for job in planned.jobs])
-    for skipped in planned.skipped:
-        record.record_skipped(catalogue, merge_of(skipped.job), skipped.reason)
+    for subject, skipped in groupby(planned.skipped, lambda one: one.subject.sha256):
+        known = skips_of_subject(catalogue, subject)
+        new = [(merge_of(one.job), one.reason) for one in skipped if known.get(one.merge_id) != one.reason]
+        record.record_skipped(catalogue, new)
     return planned
 
 
@@ -105,10 +109,9 @@ def plan_now(settings: Settings, base: Base, catalogue: Catalogue | None, found:
         for one in usable(found)
     ]
     if catalogue is None:
-        return plan(settings, base, adapters, (), (), ())
+        return plan(settings, base, adapters, nothing_known, ())
     requested = [(request.subject, request.style) for request in open_requests(catalogue)]
-    finished, blocked = finished_merge_ids(catalogue), blocked_merge_ids(catalogue)
-    return plan(settings, base, adapters, finished, blocked, requested)
+    return plan(settings, base, adapters, partial(merges_of_subject, catalogue), requested)
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
@@ -157,11 +160,11 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     log.info(
         "%d merges are to do, %d are done, %d are skipped.",
         len(planned.jobs),
-        len(planned.finished),
+        planned.finished,
         len(planned.skipped),
     )
     lost = merge_all(night, settings, planned.jobs)
-    short_listed, more_lost = _draw_short_list(night, (*planned.finished, *planned.jobs))
+    short_list, more_lost = _draw_short_list(night, planned.wishes)
     lost += more_lost
     _close_requests(settings, base, catalogue, found)
     publishes = settings.publish.enabled and doubtful is None
@@ -174,15 +177,15 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     report = Report(
         night_id=night_id,
         merged=summary.done,
-        short_listed=short_listed,
+        short_listed=len(short_list) - len(lacking_pictures(with_further_seeds(settings), catalogue, short_list)),
         failed=summary.failed,
         refused=summary.refused,
-        skipped=_counted([*((one.job.name, one.reason) for one in planned.skipped), *misunderstood]),
-        finished_before=len(planned.finished),
+        skipped=_counted([*(one.reason for one in planned.skipped), *(reason for _, reason in misunderstood)]),
+        finished_before=planned.finished,
         blocked=planned.blocked,
         postponed=planned.postponed + len(_left(catalogue, night_id, planned.jobs)),
         published=sum(not one.was_there for one in published),
-        unpublished=_counted(unpublished),
+        unpublished=_counted([reason for _, reason in unpublished]),
         offered=None if any(map(is_unanswered, found)) else len(found),
         withheld=withheld[0][1].code if withheld else None,
         lost_batches=len(lost),
@@ -196,7 +199,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     record.record_night_finished(catalogue, night_id, asdict(report), ended)
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
     show_extremes(ranked_pictures(settings, catalogue, planned.jobs))
-    _show(catalogue, report, planned, [*misunderstood, *unpublished, *withheld, *lost])
+    _show(catalogue, report, (*planned.jobs, *short_list), [*misunderstood, *unpublished, *withheld, *lost])
     return report
 
 
@@ -216,21 +219,21 @@ def ask_for(catalogue: Catalogue, requests: Sequence[Request]) -> list[tuple[str
     return misunderstood
 
 
-def _draw_short_list(night: Night, jobs: Sequence[Job]) -> tuple[int, list[tuple[str, Reason]]]:
-    """Have further pictures of the best merges drawn; gives back of how many they were, and what batches were lost."""
+def _draw_short_list(night: Night, wishes: Wishes) -> tuple[list[Job], list[tuple[str, Reason]]]:
+    """Have further pictures of the best merges drawn; gives back which these were, and what batches were lost."""
     more = with_further_seeds(night.settings)
     tried: list[Job] = []
     lost: list[tuple[str, Reason]] = []
-    for lacking in rounds(night.settings, night.catalogue, jobs):
+    for lacking in rounds(night.settings, night.catalogue, wishes):
         tried += lacking
         lost += merge_all(night, more, lacking)
-    return len(tried) - len(lacking_pictures(more, night.catalogue, tried)), lost
+    return tried, lost
 
 
 def _left(catalogue: Catalogue, night_id: str, jobs: Sequence[Job]) -> list[Job]:
     """Those of a night's merges that it neither finished nor failed at."""
     failed = {trouble.item for trouble in failures_of(catalogue, night_id) if trouble.word == "failed"}
-    settled = finished_merge_ids(catalogue) | failed
+    settled = finished_merge_ids(catalogue, [job.recipe.merge_id for job in jobs]) | failed
     return [job for job in jobs if job.recipe.merge_id not in settled]
 
 
@@ -241,14 +244,14 @@ def _close_requests(settings: Settings, base: Base, catalogue: Catalogue, found:
             record.record_request_closed(catalogue, subject, style, datetime.now(UTC))
 
 
-def _counted(troubles: Sequence[tuple[str, Reason]]) -> Mapping[str, int]:
-    return dict(Counter(reason.code for _, reason in troubles))  # asdict makes pairs of a Counter's keys
+def _counted(reasons: Sequence[Reason]) -> Mapping[str, int]:
+    return dict(Counter(reason.code for reason in reasons))  # asdict makes pairs of a Counter's keys
 
 
-def _show(catalogue: Catalogue, report: Report, planned: Plan, others: Sequence[tuple[str, Reason]]) -> None:
+def _show(catalogue: Catalogue, report: Report, jobs: Sequence[Job], others: Sequence[tuple[str, Reason]]) -> None:
     """The night as artifacts of its run in the Prefect UI."""
     troubles = failures_of(catalogue, report.night_id)
-    names = {job.recipe.merge_id: job.name for job in (*planned.jobs, *planned.finished)}
+    names = {job.recipe.merge_id: job.name for job in jobs}
     refused, failed = (
         [(names.get(one.item, one.item.partition("@")[0]), one.reason) for one in troubles if one.word == word]
         for word in ("refused", "failed")

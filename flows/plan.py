@@ -1,8 +1,9 @@
 """Which merges are still to do: adapters and finished merges in, recipes and skipped pairs out; nothing is touched."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from catalog.licence import combine
 from catalog.names import short
 from flows.settings import Settings
 from ziplora.methods import recipe_for
-from ziplora.recipe import Calibration, JointCalibration, Recipe, References, folder_revision
+from ziplora.recipe import Calibration, JointCalibration, MergeIds, Recipe, References, canonical_json, folder_revision
 from ziplora.store import Store
 
 
@@ -75,12 +76,119 @@ class Job:
         return tuple(" ".join(prompt.split()) for prompt in prompts) or (self.subject.prompt,)
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A merge that is not done, and why."""
+class Recipes:
+    """A night's recipe for every pair and each of its methods: what all pairs share is worked out once.
 
-    job: Job
+    A plan may be of a million pairs. It knows them by their merge ids, and has recipes made of the few that it needs.
+    """
+
+    def __init__(self, settings: Settings, base: Base) -> None:
+        self._settings, self._base = settings, base
+        self._calibrations: dict[str, Calibration] = {}
+        self._merge_ids: list[MergeIds] = []
+
+    def of(self, subject: Input, style: Input, number: int) -> Recipe:
+        """That of the method with this number in the settings."""
+        chosen = self._settings.methods[number]
+        sides = self._calibration(subject), self._calibration(style)
+        return recipe_for(chosen.method, chosen.parameters, *sides, self._joint(subject, style))
+
+    def merge_ids(self, subject: Input, style: Input) -> list[str]:
+        """Those of all methods."""
+        if not self._merge_ids:
+            numbers = range(len(self._settings.methods))
+            self._merge_ids = [MergeIds(self.of(subject, style, number)) for number in numbers]
+        sides = self._calibration(subject), self._calibration(style)
+        prompts = canonical_json(self._joint_prompts(subject, style))
+        return [ids.of(*sides, prompts) for ids in self._merge_ids]
+
+    def _calibration(self, adapter: Input) -> Calibration:
+        if adapter.sha256 not in self._calibrations:
+            self._calibrations[adapter.sha256] = Calibration(
+                adapter_sha256=adapter.sha256,
+                base_model=self._base.model,
+                base_revision=self._base.revision,
+                prompt=adapter.prompt,
+                references_sha256=adapter.references.sha256 if adapter.references else None,
+                samples=self._settings.calibration.samples,
+                seed=self._settings.calibration.seed,
+                side=self._settings.previews.side,
+                guidance=self._settings.calibration.guidance,
+            )
+        return self._calibrations[adapter.sha256]
+
+    def _joint(self, subject: Input, style: Input) -> JointCalibration:
+        return JointCalibration(
+            prompts=self._joint_prompts(subject, style),
+            seed=self._settings.calibration.seed,
+            side=self._settings.previews.side,
+            guidance=self._settings.calibration.guidance,
+        )
+
+    def _joint_prompts(self, subject: Input, style: Input) -> tuple[str, ...]:
+        return filled(self._settings.calibration.joint_prompts, subject.slot, style.slot)
+
+
+class Wishes:
+    """Which merges a night wants of these adapters; `requested` are pairs of sha256, whatever the patterns say."""
+
+    def __init__(
+        self, settings: Settings, base: Base, adapters: Sequence[Input], requested: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.subjects = {one.sha256: one for one in adapters if one.role == "subject"}
+        self.styles = {one.sha256: one for one in adapters if one.role == "style"}
+        self.turn = {pair: number for number, pair in enumerate(requested)}
+        self.recipes = Recipes(settings, base)
+        self._settings = settings
+
+    def styles_for(self, subject: Input, among: Iterable[Input] | None = None) -> list[Input]:
+        """The styles that are wanted for a subject."""
+        pairs = self._settings.pairs
+        included, excluded = (_partners(patterns, subject.name) for patterns in (pairs.include, pairs.exclude))
+        return [
+            style
+            for style in (self.styles.values() if among is None else among)
+            if (subject.sha256, style.sha256) in self.turn
+            or (_is_one_of(included, style.name) and not _is_one_of(excluded, style.name))
+        ]
+
+    def licence(self, subject: Input, style: Input) -> str | Reason | None:
+        """That of a merge, or why there is none to be."""
+        if subject.variant != style.variant and (subject.sha256, style.sha256) not in self.turn:
+            return _across_variants(subject.variant, style.variant)
+        return _combined(subject.licence, style.licence, self._settings.merge_unknown_licences)
+
+    def job_of(self, subject_sha256: str, style_sha256: str, merge_id: str) -> Job | None:
+        """A merge of two adapters, if it is wanted."""
+        subject, style = self.subjects.get(subject_sha256), self.styles.get(style_sha256)
+        if subject is None or style is None or not self.styles_for(subject, [style]):
+            return None
+        licence, merge_ids = self.licence(subject, style), self.recipes.merge_ids(subject, style)
+        if isinstance(licence, Reason) or merge_id not in merge_ids:
+            return None
+        return Job(self.recipes.of(subject, style, merge_ids.index(merge_id)), subject, style, licence)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A merge that is not done, and why; there may be very many, so its recipe is made when somebody asks."""
+
+    recipes: Recipes
+    subject: Input
+    style: Input
+    number: int
+    """Of its method in the settings."""
     reason: Reason
+
+    @property
+    def job(self) -> Job:
+        """The merge, whose licence nobody can name."""
+        return Job(self.recipes.of(self.subject, self.style, self.number), self.subject, self.style, None)
+
+    @property
+    def merge_id(self) -> str:
+        """The same in short."""
+        return self.recipes.merge_ids(self.subject, self.style)[self.number]
 
 
 @dataclass(frozen=True)
@@ -90,7 +198,7 @@ class Plan:
     jobs: tuple[Job, ...]
     """Asked-for pairs first, then subject by subject, so that a batch uses again what it has at hand."""
     skipped: tuple[Skipped, ...]
-    finished: tuple[Job, ...]
+    finished: int
     """Merges that are wanted and done."""
     blocked: int
     """Merges that failed three times and wait for somebody to ask for them."""
@@ -98,6 +206,8 @@ class Plan:
     """Merges beyond the night's limit."""
     answered: tuple[tuple[str, str], ...]
     """Asked-for pairs all of whose merges are done."""
+    wishes: Wishes
+    """What it was made from: the jobs of merges that are done too."""
 
 
 def base_of(settings: Settings) -> Base:
@@ -152,99 +262,76 @@ def filled(templates: Sequence[str], subject: str, style: str) -> tuple[str, ...
     return tuple(template.format(subject=subject, style=style).strip() for template in templates)
 
 
-def is_wanted(settings: Settings, subject: str, style: str) -> bool:
-    """Whether the settings' patterns ask for a pair of repositories, by full name or by its last part."""
-
-    def matches(pattern: str) -> bool:
-        left, right = pattern.split(" x ")
-        return any(fnmatchcase(name, left) for name in (subject, short(subject), subject.rsplit("/", 1)[-1])) and any(
-            fnmatchcase(name, right) for name in (style, short(style), style.rsplit("/", 1)[-1])
-        )
-
-    return any(map(matches, settings.pairs.include)) and not any(map(matches, settings.pairs.exclude))
+@lru_cache(maxsize=100_000)
+def _is_named(name: str, pattern: str) -> bool:
+    """Whether a pattern means a repository: by full name, or by its last part."""
+    return any(fnmatchcase(said, pattern) for said in (name, short(name), name.rsplit("/", 1)[-1]))
 
 
-def _calibration(settings: Settings, base: Base, adapter: Input) -> Calibration:
-    return Calibration(
-        adapter_sha256=adapter.sha256,
-        base_model=base.model,
-        base_revision=base.revision,
-        prompt=adapter.prompt,
-        references_sha256=adapter.references.sha256 if adapter.references else None,
-        samples=settings.calibration.samples,
-        seed=settings.calibration.seed,
-        side=settings.previews.side,
-        guidance=settings.calibration.guidance,
+def _is_one_of(patterns: Sequence[str], name: str) -> bool:
+    return any(_is_named(name, pattern) for pattern in patterns)
+
+
+def _partners(pairs: Sequence[str], subject: str) -> list[str]:
+    """Of patterns of pairs, those of the styles that go with a subject."""
+    return [style for left, style in (pattern.split(" x ") for pattern in pairs) if _is_named(subject, left)]
+
+
+@lru_cache(maxsize=100_000)
+def _combined(subject: str | None, style: str | None, allow_unknown: bool) -> str | Reason | None:
+    return combine(subject, style, allow_unknown=allow_unknown)
+
+
+@lru_cache
+def _across_variants(subject: str, style: str) -> Reason:
+    told = " and ".join(
+        f"the {role} on {variant or 'plain'}" for role, variant in (("subject", subject), ("style", style))
     )
+    fact = f"They were trained on different variants of the base model: {told}."
+    return Reason("VARIANT_MISMATCH", fact, "ask for the pair if it is wanted all the same: ziplora request.")
 
 
-def _joint(settings: Settings, subject: Input, style: Input) -> JointCalibration:
-    return JointCalibration(
-        prompts=filled(settings.calibration.joint_prompts, subject.slot, style.slot),
-        seed=settings.calibration.seed,
-        side=settings.previews.side,
-        guidance=settings.calibration.guidance,
-    )
+def nothing_known(subject: str) -> Mapping[str, str]:
+    """What a new catalogue says of a subject's merges."""
+    return {}
 
 
 def plan(
     settings: Settings,
     base: Base,
     adapters: Sequence[Input],
-    finished: Collection[str],
-    blocked: Collection[str],
+    known: Callable[[str], Mapping[str, str]],
     requested: Sequence[tuple[str, str]],
 ) -> Plan:
-    """The night's merges; `requested` are pairs of sha256 that go first, whatever the patterns say."""
-    subjects = [adapter for adapter in adapters if adapter.role == "subject"]
-    styles = [adapter for adapter in adapters if adapter.role == "style"]
-    turn = {pair: number for number, pair in enumerate(requested)}
-    calibrations: dict[str, Calibration] = {}
+    """The night's merges.
+
+    `known` tells the words for a subject's merges by their ids, and is asked subject by subject, since a catalogue may
+    hold more than memory does. `requested` are pairs of sha256 that go first, whatever the patterns say.
+    """
+    wishes = Wishes(settings, base, adapters, requested)
     jobs: list[Job] = []
-    done: list[Job] = []
     skipped: list[Skipped] = []
-    held = to_do = 0
-    limit = settings.limits.pairs * len(settings.methods)
     answered: list[tuple[str, str]] = []
-    for subject, style in ((subject, style) for subject in subjects for style in styles):
-        pair = (subject.sha256, style.sha256)
-        if pair not in turn and not is_wanted(settings, subject.name, style.name):
-            continue
-        licence = combine(subject.licence, style.licence, allow_unknown=settings.merge_unknown_licences)
-        if pair not in turn and subject.variant != style.variant:
-            licence = _across_variants(subject, style)
-        recipes = _recipes(settings, base, subject, style, calibrations)
-        if pair in turn and all(recipe.merge_id in finished for recipe in recipes):
-            answered.append(pair)
-        for recipe in recipes:
-            if isinstance(licence, Reason):
-                skipped.append(Skipped(Job(recipe, subject, style, None), licence))
-            elif recipe.merge_id in finished:
-                done.append(Job(recipe, subject, style, licence))
-            elif recipe.merge_id in blocked:
-                held += 1
-            else:
-                to_do += 1
-                if pair in turn or to_do <= limit:  # the others cannot come before the limit
-                    jobs.append(Job(recipe, subject, style, licence))
-    jobs.sort(key=lambda job: turn.get((job.subject.sha256, job.style.sha256), len(turn)))
-    postponed = max(0, to_do - limit)
-    return Plan(tuple(jobs[:limit]), tuple(skipped), tuple(done), held, postponed, tuple(answered))
-
-
-def _across_variants(subject: Input, style: Input) -> Reason:
-    told = " and ".join(f"the {one.role} on {one.variant or 'plain'}" for one in (subject, style))
-    fact = f"They were trained on different variants of the base model: {told}."
-    return Reason("VARIANT_MISMATCH", fact, "ask for the pair if it is wanted all the same: ziplora request.")
-
-
-def _recipes(
-    settings: Settings, base: Base, subject: Input, style: Input, calibrations: dict[str, Calibration]
-) -> list[Recipe]:
-    """One recipe for each method; `calibrations` are those of adapters met before."""
-    for adapter in (subject, style):
-        if adapter.sha256 not in calibrations:
-            calibrations[adapter.sha256] = _calibration(settings, base, adapter)
-    sides = (calibrations[subject.sha256], calibrations[style.sha256])
-    joint = _joint(settings, subject, style)
-    return [recipe_for(chosen.method, chosen.parameters, *sides, joint) for chosen in settings.methods]
+    done = held = to_do = 0
+    limit = settings.limits.pairs * len(settings.methods)
+    for subject in wishes.subjects.values():
+        words = known(subject.sha256)
+        for style in wishes.styles_for(subject):
+            asked = (subject.sha256, style.sha256) in wishes.turn
+            licence, merge_ids = wishes.licence(subject, style), wishes.recipes.merge_ids(subject, style)
+            if asked and all(words.get(merge_id) == "done" for merge_id in merge_ids):
+                answered.append((subject.sha256, style.sha256))
+            for number, merge_id in enumerate(merge_ids):
+                word = words.get(merge_id)
+                if isinstance(licence, Reason):
+                    skipped.append(Skipped(wishes.recipes, subject, style, number, licence))
+                elif word == "done":
+                    done += 1
+                elif word == "blocked":
+                    held += 1
+                else:
+                    to_do += 1
+                    if asked or to_do <= limit:  # the others cannot come before the limit
+                        jobs.append(Job(wishes.recipes.of(subject, style, number), subject, style, licence))
+    jobs.sort(key=lambda job: wishes.turn.get((job.subject.sha256, job.style.sha256), len(wishes.turn)))
+    return Plan(tuple(jobs[:limit]), tuple(skipped), done, held, max(0, to_do - limit), tuple(answered), wishes)

@@ -1,13 +1,13 @@
 """More pictures for the best merges: which these are, and whether they have them."""
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from catalog.queries import failing_finished_merge_ids, pictures_seen
 from catalog.rankings import best_merges, ranking_scorers
 from catalog.schema import Catalogue
-from flows.plan import Job
+from flows.plan import Job, Wishes
 from flows.settings import Settings
 from ziplora.store import Store
 
@@ -19,8 +19,8 @@ def with_further_seeds(settings: Settings) -> Settings:
     return settings.model_copy(update={"previews": previews.model_copy(update={"seeds": (*previews.seeds, *further)})})
 
 
-def rounds(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Those of the best merges that lack further pictures, again after each round until there are no others.
+def rounds(settings: Settings, catalogue: Catalogue, wishes: Wishes) -> Iterator[list[Job]]:
+    """Those of the best wanted merges that lack further pictures, again after each round until there are no others.
 
     A merge that few pictures put among the best may be there by luck: it falls back once it was seen in more, and
     another one comes forward. In the end the best are the best of those that were seen in all pictures.
@@ -29,7 +29,7 @@ def rounds(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> Ite
     more = with_further_seeds(settings)
     tried: set[str] = set()
     while chosen is not None:
-        lacking = lacking_pictures(more, catalogue, _best(catalogue, jobs)[: chosen.merges])
+        lacking = lacking_pictures(more, catalogue, list(islice(_best(catalogue, wishes), chosen.merges)))
         new = [job for job in lacking if job.recipe.merge_id not in tried]
         if not new:
             return
@@ -37,12 +37,13 @@ def rounds(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> Ite
         yield new
 
 
-def _best(catalogue: Catalogue, jobs: Sequence[Job]) -> list[Job]:
+def _best(catalogue: Catalogue, wishes: Wishes) -> Iterator[Job]:
     """The merges that `pick` ranks, the best first; without those whose further pictures fail again and again."""
     failing = failing_finished_merge_ids(catalogue)
-    wanted = {job.recipe.merge_id: job for job in jobs if job.recipe.merge_id not in failing}
-    ranked = best_merges(catalogue, ranking_scorers(catalogue))
-    return [wanted[one.merge_id] for one in ranked if one.merge_id in wanted]
+    for one in best_merges(catalogue, ranking_scorers(catalogue)):
+        job = wishes.job_of(one.subject, one.style, one.merge_id)
+        if job is not None and one.merge_id not in failing:
+            yield job
 
 
 def lacking_pictures(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> list[Job]:

@@ -137,8 +137,7 @@ def print_plan(planned: "Plan", seconds: float | None) -> None:
         OUT.print(f"{len(planned.skipped)} left out", style="bold")
     for one in planned.skipped:
         print_reason("skipped     ", f"{one.reason.code}  {one.job.name}", one.reason)
-    finished = len(planned.finished)
-    OUT.print(f"{finished} finished before, {planned.blocked} blocked, {planned.postponed} beyond the limit")
+    OUT.print(f"{planned.finished} finished before, {planned.blocked} blocked, {planned.postponed} beyond the limit")
 
 
 def print_cut(exported: "Exported") -> None:

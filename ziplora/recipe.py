@@ -7,8 +7,9 @@ not. Standard library only: whoever plans or reads results needs no torch.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,9 +23,12 @@ RECIPE_VERSION = 1
 """Raised whenever the same recipe would give another result."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(facts: object) -> str:
     """One text for equal facts, whatever the order of their keys."""
-    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(facts)
 
 
 def content_id(facts: object) -> str:
@@ -125,17 +129,21 @@ class Recipe:
 
     @cached_property
     def merge_id(self) -> str:
-        """A million pairs are planned by it, so it takes apart no more than it has to."""
+        return content_id(self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The facts that make the merge id, each calibration by its own id."""
         calibrations = {
             name: calibration.calibration_id if calibration else None
             for name, calibration in (("subject", self.subject_calibration), ("style", self.style_calibration))
         }
-        facts = {name: value for name, value in vars(self).items() if not name.endswith("_calibration")}
+        facts = {field.name: getattr(self, field.name) for field in fields(self) if "calibration" not in field.name}
         if self.joint is None:
             del facts["joint"]  # so that merges from before there was any keep their ids
         else:
             facts["joint"] = vars(self.joint)
-        return content_id({**facts, "calibrations": calibrations})
+        return {**facts, "calibrations": calibrations}
 
     def to_json(self) -> str:
         """The recipe as canonical JSON."""
@@ -150,6 +158,37 @@ class Recipe:
         if facts.get("joint"):
             facts["joint"] = JointCalibration(**{**facts["joint"], "prompts": tuple(facts["joint"]["prompts"])})
         return cls(**facts)
+
+
+class MergeIds:
+    """The merge ids of recipes that differ from one of them in nothing but their pair.
+
+    What they share is written once: a million pairs are planned by these.
+    """
+
+    def __init__(self, one: Recipe) -> None:
+        facts = one.identity | {"subject_sha256": _slot("subject"), "style_sha256": _slot("style")}
+        if one.subject_calibration:
+            facts["calibrations"] = {name: _slot(f"{name}_calibration") for name in ("subject", "style")}
+        if one.joint:
+            facts["joint"] = facts["joint"] | {"prompts": _slot("prompts")}
+        self._text = re.sub(r'"\\u0000(\w+)\\u0000"', r"%(\1)s", canonical_json(facts).replace("%", "%%"))
+
+    def of(self, subject: Calibration, style: Calibration, joint_prompts: str) -> str:
+        """That of a pair, each adapter named by its calibration, with its joint prompts as canonical JSON."""
+        text = self._text % {
+            "subject": f'"{subject.adapter_sha256}"',
+            "style": f'"{style.adapter_sha256}"',
+            "subject_calibration": f'"{subject.calibration_id}"',
+            "style_calibration": f'"{style.calibration_id}"',
+            "prompts": joint_prompts,
+        }
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _slot(name: str) -> str:
+    """A place in a text; no name of a file or of a model holds the zeros."""
+    return f"\0{name}\0"
 
 
 @dataclass(frozen=True)

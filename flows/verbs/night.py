@@ -80,7 +80,7 @@ def plan(config: Config, as_json: AsJson = False) -> None:
                 "skipped": [
                     {"merge": one.job.name, "code": one.reason.code, "fact": one.reason.fact} for one in planned.skipped
                 ],
-                "finished": len(planned.finished),
+                "finished": planned.finished,
                 "blocked": planned.blocked,
                 "postponed": planned.postponed,
                 "seconds": seconds,

@@ -51,7 +51,7 @@ def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, 
     from catalog.schema import open_catalogue
     from flows.deploy import deploy
     from flows.fleet import Night, merge_all
-    from flows.plan import Base, plan
+    from flows.plan import Base, nothing_known, plan
     from flows.settings import load_settings
     from flows.worker import merge_of
 
@@ -66,7 +66,7 @@ def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, 
     settings.store_folder.mkdir()
     Image.new("RGB", (64, 64)).save(settings.store_folder / _PICTURE)
     began = time.monotonic()
-    jobs = plan(settings, base, adapters, (), (), ()).jobs
+    jobs = plan(settings, base, adapters, nothing_known, ()).jobs
     night = Night("night", settings, base, opened, "pool", datetime.now(UTC) + timedelta(hours=12))
     record.record_night_started(opened, "night", {}, datetime.now(UTC))
     record.record_plan(opened, [merge_of(job) for job in jobs])

@@ -19,7 +19,7 @@ from ziplora.pair import Pair, merged_layers
 from ziplora.store import Store
 from ziplora.tinyworld.base import build_unet
 
-from . import catalogue, million, pair, scan
+from . import catalogue, million, pair, plan, scan
 from .cases import in_double, random_case
 from .catalogue import Variant, variants
 from .straightforward import DenseMerge, Settings
@@ -162,6 +162,22 @@ def test_a_scan_of_ten_thousand_adapters_keeps_its_gates(tmp_path: Path) -> None
 def test_the_benchmark_of_scans_prints_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
     scan.main(["--adapters", "100"])
     assert "100 adapters" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_plans_prints_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    plan.main(["--subjects", "3", "--styles", "2"])
+    assert "A plan of 6 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_million_pairs_keeps_its_gates(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    subprocess.run([sys.executable, "-m", "tests.bench.plan", "--json", str(figures)], check=True)
+    first, again = json.loads(figures.read_text(encoding="utf-8"))
+    assert (first["to_do"], again["to_do"], again["finished"]) == (10_000, 0, 1_000_000)
+    assert first["seconds"] <= 60
+    assert again["seconds"] <= 15
+    assert max(first["peak_megabytes"], again["peak_megabytes"]) <= 500
 
 
 def test_the_benchmark_of_questions_prints_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:

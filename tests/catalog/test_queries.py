@@ -98,7 +98,7 @@ def test_pictures_count_by_their_mean(ranked: Engine) -> None:
 
 
 def test_all_merges_that_can_be_ranked_come_best_first(ranked: Engine) -> None:
-    every = _short(rankings.best_merges(ranked, SCORERS))
+    every = _short(list(rankings.best_merges(ranked, SCORERS)))
     assert [row[:3] for row in every] == [
         ("dog", "ink", "ziplora"),
         ("dog", "neon", "ziplora"),

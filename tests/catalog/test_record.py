@@ -90,7 +90,7 @@ def test_the_first_result_of_a_merge_counts(catalogue: Engine) -> None:
     assert record.record_done(catalogue, merge(), result(seconds=3.5))
     assert not record.record_done(catalogue, merge(), result(seconds=99.0))
     record.record_running(catalogue, merge(), NIGHT)
-    record.record_skipped(catalogue, merge(), DIVERGED)
+    record.record_skipped(catalogue, [(merge(), DIVERGED)])
     record.record_plan(catalogue, [merge()])
     _fail(catalogue, NIGHT)
     row = _merge_row(catalogue)
@@ -155,13 +155,28 @@ def test_a_skipped_merge_that_is_planned_again_forgets_why(catalogue: Engine) ->
     start(catalogue)
     reason = facts.Reason("CONSENT", "The owner did not agree.", "Ask the owner.")
     record.record_plan(catalogue, [merge()])
-    record.record_skipped(catalogue, merge(), reason)
+    record.record_skipped(catalogue, [(merge(), reason)])
     assert (_merge_row(catalogue).status, _merge_row(catalogue).code) == ("skipped", "CONSENT")
     record.record_plan(catalogue, [merge(), merge()])
     assert (_merge_row(catalogue).status, _merge_row(catalogue).code) == ("planned", None)
     record.record_running(catalogue, merge(), NIGHT)
     assert _merge_row(catalogue).status == "running"
     record.record_plan(catalogue, [])
+
+
+def test_many_merges_are_skipped_together_and_what_is_finished_stays_so(catalogue: Engine) -> None:
+    start(catalogue)
+    first, second, finished = (merge(method=method) for method in ("ties", "dare", "direct"))
+    record.record_done(catalogue, finished, result())
+    record.record_plan(catalogue, [first])
+    reasons = [facts.Reason("CONSENT", f"{who} did not agree.", "Ask.") for who in ("One", "Another", "A third")]
+    record.record_skipped(catalogue, list(zip((first, second, finished), reasons, strict=True)))
+    record.record_skipped(catalogue, [])
+    known = {first.merge_id: reasons[0], second.merge_id: reasons[1]}
+    assert queries.skips_of_subject(catalogue, first.subject) == known
+    words = {**dict.fromkeys(known, "skipped"), finished.merge_id: "done"}
+    assert queries.merges_of_subject(catalogue, first.subject) == words
+    assert queries.merges_of_subject(catalogue, "somebody else") == {}
 
 
 def test_a_request_stays_open_until_it_is_answered(catalogue: Engine) -> None:

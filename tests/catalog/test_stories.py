@@ -200,7 +200,7 @@ def test_a_night_is_counted_by_code(named: Engine) -> None:
 def test_a_pair_tells_who_asked_and_what_became_of_each_merge(named: Engine, said: str) -> None:
     record.record_request(named, DOG, NEON, minutes(-5))
     record.record_request_closed(named, DOG, NEON, minutes(9))
-    record.record_skipped(named, merge(DOG, NEON, "ties"), DIVERGED)
+    record.record_skipped(named, [(merge(DOG, NEON, "ties"), DIVERGED)])
     story = story_of(named, said)
     assert (story.kind, story.name, story.status) == ("pair", "dog × Neon", "done (2), skipped (1)")
     assert story.facts[f"ties {merge(DOG, NEON, 'ties').merge_id[:12]}"].startswith("skipped: MERGE_DIVERGED. ")

@@ -3,12 +3,13 @@
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 from secrets import token_hex
 
 from catalog import facts, record
-from catalog.queries import blocked_merge_ids, finished_merge_ids
+from catalog.queries import merges_of_subject
 from catalog.schema import open_catalogue
 from catalog.sidecars import KeptNight, keep_adapters, keep_night
 from catalog.snapshot import write_snapshot
@@ -57,8 +58,7 @@ def record_a_night(folder: Path) -> None:
     aliases = [facts.Alias(one.name, "local", "it.safetensors", one.sha256, now) for one in inputs]
     keep_adapters(settings.store_folder, adapters, aliases)
     record.record_adapters(catalogue, adapters, aliases)
-    done, blocked = finished_merge_ids(catalogue), blocked_merge_ids(catalogue)
-    planned = plan(settings, Base("tiny", "1"), inputs, done, blocked, ())
+    planned = plan(settings, Base("tiny", "1"), inputs, partial(merges_of_subject, catalogue), ())
     record.record_plan(catalogue, [merge_of(job) for job in planned.jobs])
     worker = Worker(settings, Base("tiny", "1"))
     with (folder / ACKNOWLEDGED).open("ab", buffering=0) as acknowledged:

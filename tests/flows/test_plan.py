@@ -49,7 +49,8 @@ def _planned(
     requested: Sequence[tuple[str, str]] = (),
 ) -> Plan:
     asked = [(_sha256(subject), _sha256(style)) for subject, style in requested]
-    return plan(settings, BASE, adapters, finished, blocked, asked)
+    known = dict.fromkeys(finished, "done") | dict.fromkeys(blocked, "blocked")
+    return plan(settings, BASE, adapters, lambda _: known, asked)
 
 
 def _pairs(planned: Plan) -> list[str]:
@@ -82,7 +83,19 @@ def test_what_is_finished_or_blocked_is_subtracted() -> None:
     first, second, *rest = (job.recipe.merge_id for job in _planned(_settings()).jobs)
     planned = _planned(_settings(), finished=[first, "of another night"], blocked=[second])
     assert [job.recipe.merge_id for job in planned.jobs] == rest
-    assert ([job.recipe.merge_id for job in planned.finished], planned.blocked) == ([first], 1)
+    assert (planned.finished, planned.blocked) == (1, 1)
+
+
+def test_what_is_wanted_is_known_by_its_id_when_it_is_done_too() -> None:
+    settings = _settings(methods=SETTINGS["methods"], pairs={"exclude": ["dog x wave"]})
+    jobs = _planned(settings).jobs
+    ids = [(job.subject.sha256, job.style.sha256, job.recipe.merge_id) for job in jobs]
+    wishes = _planned(settings, finished=[merge_id for *_, merge_id in ids]).wishes
+    assert tuple(wishes.job_of(*one) for one in ids) == jobs
+    subject, style, _ = ids[0]
+    assert wishes.job_of(subject, style, "of other settings") is None
+    assert wishes.job_of(_sha256("dog"), _sha256("wave"), ids[0][2]) is None
+    assert wishes.job_of(_sha256("ghost"), style, ids[0][2]) is None
 
 
 def test_a_request_is_answered_once_every_method_is_finished() -> None:

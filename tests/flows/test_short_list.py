@@ -15,8 +15,8 @@ from catalog.rankings import best_merges, ranking_scorers
 from catalog.schema import Catalogue, open_catalogue
 from catalog.snapshot import ask
 from flows.nightly import nightly
-from flows.plan import Job, plan
-from flows.settings import parse_settings
+from flows.plan import Job, Wishes, nothing_known, plan
+from flows.settings import Pairs, parse_settings
 from flows.short_list import rounds
 from flows.worker import merge_of
 from ziplora.failure import Failure
@@ -46,7 +46,7 @@ def test_the_best_merge_gets_more_pictures_and_is_counted_once(place: Settle, mo
     report = nightly(str(there.config))
     assert (report.merged, report.postponed, report.failed) == (4, 0, {})
     catalogue = open_catalogue(there.catalogue)
-    best = best_merges(catalogue, ranking_scorers(catalogue))[0].merge_id
+    best = next(best_merges(catalogue, ranking_scorers(catalogue))).merge_id
     seeds = _seeds(there)
     assert seeds[best] == {0, 7, 8}
     more = [merge_id for merge_id, drawn in seeds.items() if drawn == {0, 7, 8}]
@@ -123,7 +123,7 @@ def _score(catalogue: Catalogue, job: Job, position: float, seeds: Sequence[int]
 
 def test_a_merge_that_falls_back_lets_another_one_forward(tmp_path: Path) -> None:
     settings = parse_settings(yaml.safe_dump({**SETTINGS, "methods": DIRECT, "previews": MORE_PICTURES}), tmp_path)
-    lucky, good, poor, unwanted = plan(settings, BASE, ADAPTERS, (), (), ()).jobs
+    lucky, good, poor, unwanted = plan(settings, BASE, ADAPTERS, nothing_known, ()).jobs
     catalogue = open_catalogue(f"sqlite:///{tmp_path / 'catalog.sqlite'}", migrate=True)
     record.record_night_started(catalogue, "a night", {}, NOON)
     for one in ADAPTERS:
@@ -131,10 +131,12 @@ def test_a_merge_that_falls_back_lets_another_one_forward(tmp_path: Path) -> Non
     for job, position in ((lucky, 0.9), (good, 0.8), (poor, 0.1), (unwanted, 1.0)):
         record.record_done(catalogue, merge_of(job), facts.Result("a night", {}, 0.1, 1.0, NOON))
         _score(catalogue, job, position, (0,))
-    listed = rounds(settings, catalogue, [poor, lucky, good])
+    others = settings.model_copy(update={"pairs": Pairs(exclude=("dog x wave",))})
+    wishes = Wishes(others, BASE, ADAPTERS)
+    listed = rounds(settings, catalogue, wishes)
     assert next(listed) == [lucky]
     _score(catalogue, lucky, 0.5, (0, 7, 8))
     assert next(listed) == [good]
     _score(catalogue, good, 0.7, (0, 7, 8))
     assert list(listed) == []
-    assert list(rounds(settings, catalogue, [poor, lucky, good])) == []
+    assert list(rounds(settings, catalogue, wishes)) == []

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ziplora.recipe import (
     Calibration,
     Drawing,
     JointCalibration,
     Losses,
+    MergeIds,
     MergeResult,
     PreviewRequest,
     Recipe,
     References,
     Single,
+    canonical_json,
     folder_revision,
 )
 
@@ -79,6 +83,38 @@ def test_how_pictures_are_drawn_means_nothing_when_there_are_references(field: s
 def test_the_order_of_parameters_is_not_in_the_id() -> None:
     turned = replace(RECIPE, parameters=dict(reversed(list(RECIPE.parameters.items()))))
     assert turned.merge_id == RECIPE.merge_id
+
+
+_SHARED = replace(RECIPE, base_model='a "base" of 100 % {x} %(subject)s', parameters={"ratio": 1e-05, "on": True})
+
+
+@given(
+    names=st.lists(st.text(), min_size=4, max_size=4),
+    prompts=st.lists(st.text(), max_size=4),
+    calibrated=st.booleans(),
+    joint=st.booleans(),
+)
+def test_ids_of_many_recipes_are_those_of_each(
+    names: list[str], prompts: list[str], calibrated: bool, joint: bool
+) -> None:
+    """Where nothing but the pair differs."""
+    one, two, three, four = (
+        replace(CALIBRATION, adapter_sha256=digest * 64, prompt=name)
+        for digest, name in zip("abcd", names, strict=True)
+    )
+
+    def recipe(subject: Calibration, style: Calibration, said: tuple[str, ...]) -> Recipe:
+        return replace(
+            _SHARED,
+            subject_sha256=subject.adapter_sha256,
+            style_sha256=style.adapter_sha256,
+            subject_calibration=subject if calibrated else None,
+            style_calibration=style if calibrated else None,
+            joint=replace(JOINT, prompts=said) if joint else None,
+        )
+
+    ids = MergeIds(recipe(one, two, ("this", "that")))
+    assert ids.of(three, four, canonical_json(prompts)) == recipe(three, four, tuple(prompts)).merge_id
 
 
 @pytest.mark.parametrize(
