@@ -41,6 +41,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "takedown": hub.takedown,
     "query": catalogue.query,
     "snapshot": picking.snapshot,
+    "notebook": picking.notebook,
     "rebuild": history.rebuild,
     "rescore": history.rescore,
     "doctor": machine.doctor,

@@ -1,13 +1,18 @@
 """The best merged adapters, and the snapshot that answers all other questions."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.settings import Problem
 from flows.verbs.options import HERE, AsJson, CatalogueUrl, SnapshotPath
 
 if TYPE_CHECKING:
@@ -105,6 +110,18 @@ def _row(one: "Picked", sheet: Path) -> tuple[object, ...]:
         one.merge.merge_id[:12],
         sheet,
     )
+
+
+def notebook(path: SnapshotPath = Path("catalog.duckdb")) -> None:
+    """Explore the snapshot in a browser, as a marimo notebook; ends with Ctrl-C."""
+    if find_spec("marimo") is None:
+        raise Problem("MARIMO_MISSING", "marimo is not installed.", 'pip install "ziplora[notebook]"', exit_code=3)
+    from catalog.snapshot import ask
+
+    ask(path, "FROM picks LIMIT 0")  # says what is wrong with it, if anything is
+    pages = files("catalog") / "notebook.py"
+    command = [sys.executable, "-m", "marimo", "run", str(pages), "--", "--snapshot", str(path.absolute())]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def snapshot(

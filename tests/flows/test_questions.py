@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -75,3 +76,25 @@ def test_a_damaged_snapshot_says_what_writes_it_anew(there: Path, ziplora: Ziplo
         assert (said.code, said.err.split(":")[0]) == (2, "SNAPSHOT_DAMAGED"), said.err
         assert ziplora(*shlex.split(said.err.partition("anew: ziplora ")[2]), "--snapshot", path, "--json").code == 0
         assert ziplora("query", "FROM picks", "--snapshot", path, "--json").document
+
+
+def test_the_notebook_opens_the_snapshot_by_marimo(
+    there: Path, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[str]] = []
+
+    def run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        begun.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.verbs.picking.subprocess.run", run)
+        assert ziplora("notebook").code == 0
+    (command,) = begun
+    exported = [*command[:3], "export", "html", "--no-include-code", "--no-sandbox", "-o", "page.html", *command[4:]]
+    subprocess.run(exported, check=True, capture_output=True, cwd=there)
+    assert "ranked merges" in (there / "page.html").read_text(encoding="utf-8")
+    assert ziplora("notebook", "--snapshot", there / "none.duckdb").err.startswith("SNAPSHOT_MISSING")
+    monkeypatch.setattr("flows.verbs.picking.find_spec", lambda _: None)
+    said = ziplora("notebook")
+    assert (said.code, said.err.split()[0]) == (3, "MARIMO_MISSING")
