@@ -48,6 +48,12 @@ _DUCKDB_TYPES = (
 _ROWS_AT_A_TIME = 50_000
 _ROW_GROUP = 20_480
 """Rows of a Parquet file that a reader far away fetches at once, to find few."""
+_EXPORT_SETTINGS = (
+    "SET memory_limit = '300MB'",  # what it has read would stay in memory
+    "SET threads = 1",  # each would hold a row group of its own; one keeps the order of the rows
+    "SET preserve_insertion_order = false",  # or a row group could not end by its bytes
+)
+_PARQUET = f"FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '32MB'"
 _QUESTIONS = (files("catalog") / "questions.sql").read_text(encoding="utf-8")
 
 
@@ -65,7 +71,7 @@ def _as_stored(column: Column[Any], dialect: str) -> ColumnElement[Any]:
 
 
 def _fill(snapshot: duckdb.DuckDBPyConnection, connection: Connection, table: Table) -> None:
-    """One table by the order of its keys, so that a key is found at once.
+    """One table by the order of its keys, so that a key is found at once; what belongs to a merge lies together.
 
     Rows come as arrays, many at a time: the fastest road that needs no extension of DuckDB.
     """
@@ -77,8 +83,9 @@ def _fill(snapshot: duckdb.DuckDBPyConnection, connection: Connection, table: Ta
         values = zip(table.columns, zip(*part, strict=True), strict=True)
         snapshot.register("part", {column.name: _array(column, found) for column, found in values})
         snapshot.execute(f"INSERT INTO unsorted.{table.name} FROM part")
-    keys = ", ".join(column.name for column in table.primary_key)
-    snapshot.execute(f"CREATE TABLE {table.name} AS FROM unsorted.{table.name} ORDER BY {keys}")
+    keys = [column.name for column in table.primary_key]
+    order = ", ".join(["merge_id", *keys] if "merge_id" in table.columns else keys)
+    snapshot.execute(f"CREATE TABLE {table.name} AS FROM unsorted.{table.name} ORDER BY {order}")
 
 
 def _array(column: Column[Any], values: tuple[Any, ...]) -> NDArray[Any]:
@@ -120,6 +127,7 @@ def write_snapshot(engine: Engine, path: Path) -> None:
             for table in Base.metadata.sorted_tables:
                 _fill(snapshot, connection, table)
             snapshot.execute("DETACH unsorted")
+            snapshot.execute("CREATE UNIQUE INDEX merges_by_id ON merges (merge_id)")
             _add_licences(snapshot)
             snapshot.execute(_QUESTIONS)
             snapshot.execute("CHECKPOINT")
@@ -160,9 +168,11 @@ def export_parquet(snapshot: Path, folder: Path) -> list[Path]:
     """One Parquet file per table of a snapshot, renamed into place when all are whole."""
     try:
         with _opened(snapshot) as connection, _building(folder) as building:
+            for setting in _EXPORT_SETTINGS:
+                connection.execute(setting)
             new = [building / f"{table.name}.parquet" for table in Base.metadata.sorted_tables]
             for file in new:
-                connection.execute(f"COPY {file.stem} TO ? (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})", [str(file)])
+                connection.execute(f"COPY {file.stem} TO ? ({_PARQUET})", [str(file)])
             return [file.replace(folder / file.name) for file in new]
     except duckdb.Error as error:
         sentence = f"{snapshot} cannot be written to {folder} ({_said(error)}). Is there room, and is it a snapshot?"
