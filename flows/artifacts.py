@@ -5,6 +5,7 @@ Names, prompts and reasons come from strangers: they stand in tables, whose cell
 
 import base64
 import io
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -48,6 +49,8 @@ _SHEET_MERGES, _SHEET_COLUMNS, _SHEET_SIDE = 24, 6, 128
 """So a batch's sheet takes some 150 kB of the server's database."""
 
 _EXTREMES = 6
+_PROGRESS_SECONDS = 10.0
+"""Between two moves of a bar: a call for each merge would be half of what a fleet asks of its server."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,16 @@ class Outcome:
 
 
 def progress_of(key: str, description: str) -> Callable[[int, int], None]:
-    """A bar in the UI; gives back what moves it on, to so many of so many."""
+    """A bar in the UI; gives back what moves it on, to so many of so many; most moves are not shown."""
     bars: list[UUID] = []
+    shown = float("-inf")
 
     @_if_there
     def show(done: int, total: int) -> None:
+        nonlocal shown
+        if done < total and time.monotonic() - shown < _PROGRESS_SECONDS:
+            return
+        shown = time.monotonic()
         progress = 100.0 * done / total if total else 100.0
         if bars:
             update_progress_artifact(artifact_id=bars[0], progress=progress)

@@ -3,7 +3,8 @@
     .venv/bin/python infra/faults/load.py --pairs 2000 --workers 16
 
 Server, Postgres, flows, tasks, artifacts and rows are real; workers are threads of this process, and a merge is a nap.
-What it prints was counted: calls of the API by what they ask, and rows of both databases.
+What it prints was counted: calls of the API by what they ask, rows of both databases, and what each part took of the
+processor.
 """
 
 import argparse
@@ -14,12 +15,11 @@ import tempfile
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-_PAUSE_SECONDS = 0.05
-"""What each of a pair's stages takes."""
 _PICTURE = "picture.png"
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     said = argparse.ArgumentParser(description=__doc__)
     said.add_argument("--pairs", type=int, default=100_000)
     said.add_argument("--workers", type=int, default=64)
+    said.add_argument("--seconds", type=float, default=0.15, help="what a pair takes, in three naps")
     told = said.parse_args()
     from parts import raise_fleet
 
@@ -36,12 +37,12 @@ def main() -> None:
         fleet = raise_fleet(folder, 0)
         os.environ.update({name: value for name, value in fleet.server.environment.items() if "PREFECT" in name})
         try:
-            print(json.dumps(_night(folder, fleet.catalogue, told.pairs, told.workers), indent=1))
+            print(json.dumps(_night(folder, fleet, told), indent=1))
         finally:
             fleet.stop()
 
 
-def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, Any]:
+def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
     from prefect import flow
     from rig import write_config
@@ -55,7 +56,7 @@ def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, 
     from flows.settings import load_settings
     from flows.worker import merge_of
 
-    calls = _counted_calls()
+    calls, catalogue, pairs = _counted_calls(), fleet.catalogue, told.pairs
     config = write_config(folder, catalogue, 1, 0)
     deploy(config)
     settings = load_settings(config)
@@ -72,7 +73,8 @@ def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, 
     record.record_plan(opened, [merge_of(job) for job in jobs])
     planned = time.monotonic() - began
     before, stop = Counter(calls), Event()
-    threads = [Thread(target=_work, args=(stop,), daemon=True) for _ in range(workers)]
+    threads = [Thread(target=_work, args=(stop, told.seconds), daemon=True) for _ in range(told.workers)]
+    cpu = _cpu_seconds(fleet)
     for thread in threads:
         thread.start()
     began = time.monotonic()
@@ -82,20 +84,30 @@ def _night(folder: Path, catalogue: str, pairs: int, workers: int) -> dict[str, 
     for thread in threads:
         thread.join(30)
     used = calls - before
+    cpu = {part: after - cpu[part] for part, after in _cpu_seconds(fleet).items()}
     done = len(finished_merge_ids(opened))
     return {
         "pairs": len(jobs),
         "done": done,
         "lost_batches": len(lost),
-        "workers": workers,
+        "workers": told.workers,
         "seconds_to_plan_and_record_it": round(planned, 1),
         "seconds": round(seconds, 1),
         "pairs_a_second": round(done / seconds, 1),
-        "pairs_a_second_of_the_naps_alone": round(workers / (3 * _PAUSE_SECONDS), 1),
+        "pairs_a_second_of_the_naps_alone": round(told.workers / told.seconds, 1),
+        "cpu_seconds_a_pair": {part: round(seconds / done, 3) for part, seconds in cpu.items()},
         "api_calls_a_pair": round(sum(used.values()) / done, 3),
         "api_calls_a_batch_by_kind": {kind: round(count * 50 / done, 1) for kind, count in used.most_common(14)},
         "rows_a_pair": {database: _rows(catalogue, database, done) for database in ("catalogue", "prefect")},
     }
+
+
+def _cpu_seconds(fleet: Any) -> dict[str, float]:
+    """What each part has taken of the processor, with processes of it that have ended."""
+    import psutil
+
+    parts = {"server": fleet.server.tree(), "postgres": fleet.postgres.tree(), "workers": [psutil.Process()]}
+    return {part: sum(sum(one.cpu_times()[:4]) for one in tree) for part, tree in parts.items()}
 
 
 def _counted_calls() -> Counter[str]:
@@ -142,22 +154,23 @@ def _adapters(catalogue: Any, pairs: int) -> list[Any]:
     return inputs
 
 
-def _work(stop: Event) -> None:
+def _work(stop: Event, seconds: float) -> None:
     """A worker of the gpu pool: takes a run that is due, and does it."""
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import Abort
     from prefect.flow_engine import run_flow
     from prefect.states import Pending
     from prefect.utilities.engine import propose_state_sync
 
     import flows.batch
 
-    flows.batch.worker_for = _napper  # type: ignore[assignment]
+    flows.batch.worker_for = partial(_napper, seconds / 3)  # type: ignore[assignment]
     with get_client(sync_client=True) as client:
         while not stop.is_set():
             for one in client.get_scheduled_flow_runs_for_work_pool("gpu"):
                 try:
                     taken = propose_state_sync(client, Pending(), one.flow_run.id)
-                except Exception:  # noqa: BLE001 - another one took it
+                except Abort:  # another one took it
                     continue
                 if taken.is_pending():
                     run = client.read_flow_run(one.flow_run.id)
@@ -167,28 +180,28 @@ def _work(stop: Event) -> None:
                 stop.wait(2.0)
 
 
-def _napper(settings: Any, base: Any) -> Any:
+def _napper(pause: float, settings: Any, base: Any) -> Any:
     from flows.plan import Job
     from flows.worker import Pictures, Worker
     from ziplora.recipe import MergeResult, Picture, PreviewResult, ScoreRow
 
     class Napper(Worker):
-        def fetch(self, adapter: Any) -> None:
-            return
+        def fetch(self, adapter: Any, night_id: str) -> None:
+            self.at_hand.add(adapter.sha256)
 
         def merge(self, job: Job, progress: Any) -> MergeResult:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
             return MergeResult(
                 job.recipe.merge_id, None, 0.0, 1.0, 1.0, 1, 0, (), 8, 0.05, 0, "cpu", "float32", {}, "0"
             )
 
         def preview(self, job: Job) -> Pictures:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
             drawn = PreviewResult(settings.store_folder, Path("/"), (Picture(_PICTURE, "p", 0),))
             return Pictures(drawn, drawn, drawn, drawn)
 
         def score(self, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
             (prompt,) = job.prompts(settings.previews.prompts)
             return tuple(
                 ScoreRow(scorer, prompt, 0, 0.5, 0.0, 1.0, "0", "0") for scorer in ("clip-t:a", "clip-i:a", "dino:a")
