@@ -134,9 +134,10 @@ def _look_after(one: Kept, say: Callable[[str], None]) -> None:
 
 
 def _start(one: Kept) -> subprocess.Popen[bytes]:
+    """A worker that ends when we do, however we end: without a keeper, it would hold the post against the next one."""
     work = ["worker", "start", "--pool", one.post.pool, "--type", "process", "--limit", "1", "--name", one.post.name]
     environment = worker_environment(one.post.card)
-    command = [sys.executable, "-m", "prefect", *work]
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "prefect", *work]
     return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[one.lock.fileno()])
 
 

@@ -1,5 +1,7 @@
 """Which workers a machine gets, that there is one of each, and what is said when no server answers."""
 
+import os
+import select
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -51,6 +53,23 @@ def test_two_of_a_kind_do_not_share_a_card(tmp_path: Path, ziplora: Ziplora, mon
         other.communicate(b"\n")
     assert said.code == 3
     assert said.err.startswith("WORKER_THERE")
+
+
+def test_a_worker_does_not_outlive_its_keeper(tmp_path: Path) -> None:
+    keep = "flows.keeper.keep([flows.keeper.Post('gpu')], lambda sentence: print(sentence, flush=True))"
+    environment = {**os.environ, "PREFECT_API_URL": _NOWHERE, "PREFECT_HOME": str(tmp_path)}
+    # A server that is away does not say what still runs; this keeper takes it that nothing does.
+    keep = f"import flows.keeper; flows.keeper.living = lambda *_, **__: []; {keep}"
+    command = [sys.executable, "-c", keep]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as keeping:
+        assert keeping.stdout is not None
+        assert b"is at work" in keeping.stdout.readline()
+        worker = os.pidfd_open(int(Path(f"/proc/{keeping.pid}/task/{keeping.pid}/children").read_text()))
+        keeping.kill()
+        assert select.select([worker], [], [], 10.0)[0], "it has not ended"
+        os.close(worker)
+    with temporary_settings({PREFECT_HOME: tmp_path}):
+        keeper._lock(Post("gpu")).close()  # noqa: SLF001 - the post is free again
 
 
 def test_a_server_that_is_away_is_said_in_a_sentence(ziplora: Ziplora, place: Settle) -> None:
