@@ -21,6 +21,8 @@ from threading import Event, Thread
 from typing import Any
 
 _PICTURE = "picture.png"
+_QUIET_SECONDS = 15.0
+"""So long nothing new is written when all is."""
 
 
 def main() -> None:
@@ -31,11 +33,14 @@ def main() -> None:
     told = said.parse_args()
     from parts import raise_fleet
 
+    from flows.settings import worker_environment
+
     with tempfile.TemporaryDirectory(prefix="ziplora-load-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
         fleet = raise_fleet(folder, 0)
-        os.environ.update({name: value for name, value in fleet.server.environment.items() if "PREFECT" in name})
+        environment = worker_environment(None) | fleet.server.environment
+        os.environ.update({name: value for name, value in environment.items() if "PREFECT" in name})
         try:
             print(json.dumps(_night(folder, fleet, told), indent=1))
         finally:
@@ -84,6 +89,7 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
     for thread in threads:
         thread.join(30)
     used = calls - before
+    lag = _caught_up(catalogue)
     cpu = {part: after - cpu[part] for part, after in _cpu_seconds(fleet).items()}
     done = len(finished_merge_ids(opened))
     return {
@@ -93,6 +99,7 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
         "workers": told.workers,
         "seconds_to_plan_and_record_it": round(planned, 1),
         "seconds": round(seconds, 1),
+        "seconds_until_the_server_had_written_it_all": round(lag, 1),
         "pairs_a_second": round(done / seconds, 1),
         "pairs_a_second_of_the_naps_alone": round(told.workers / told.seconds, 1),
         "cpu_seconds_a_pair": {part: round(seconds / done, 3) for part, seconds in cpu.items()},
@@ -210,8 +217,26 @@ def _napper(pause: float, settings: Any, base: Any) -> Any:
     return Napper(settings, base)
 
 
+def _caught_up(catalogue: str) -> float:
+    """Waits until the server has written all that it was told; how long that took."""
+    began = latest = time.monotonic()
+    before: dict[str, int] = {}
+    while time.monotonic() - latest < _QUIET_SECONDS:
+        now = {table: count for table, count in _counts(catalogue, "prefect").items() if table.startswith("task_run")}
+        if now != before:
+            before, latest = now, time.monotonic()
+        time.sleep(1)
+    return latest - began
+
+
 def _rows(catalogue: str, database: str, pairs: int) -> dict[str, float]:
     """Rows for each pair, by table, of those that grow with the pairs."""
+    counts = _counts(catalogue, database)
+    return {table: round(count / pairs, 3) for table, count in sorted(counts.items()) if count * 20 > pairs}
+
+
+def _counts(catalogue: str, database: str) -> dict[str, int]:
+    """How many rows each table has."""
     from sqlalchemy import create_engine, text
 
     engine = create_engine(
@@ -221,7 +246,7 @@ def _rows(catalogue: str, database: str, pairs: int) -> dict[str, float]:
         tables = connection.scalars(text("select relname from pg_stat_user_tables")).all()
         counts = {table: connection.scalar(text(f'select count(*) from "{table}"')) or 0 for table in tables}
     engine.dispose()
-    return {table: round(count / pairs, 3) for table, count in sorted(counts.items()) if count * 20 > pairs}
+    return counts
 
 
 if __name__ == "__main__":

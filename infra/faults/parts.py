@@ -150,6 +150,9 @@ def raise_fleet(folder: Path, workers: int) -> Fleet:
         "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://ziplora@127.0.0.1:{database}/prefect",
         # Slots of deployments are kept over a restart of the server, or a lost one would never come back.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # What tasks tell is written many at a time, or a large fleet tells it faster than it is written.
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     }
     postgres = _postgres(folder, environment, database)
     serve = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
