@@ -3,7 +3,7 @@
 import json
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -40,12 +40,14 @@ class Progress:
         )
         if not waits:
             return {}
-        longest = [f"{victim} {seconds:.0f}" for seconds, victim in waits[-5:]]
+        by_victim: dict[str, list[int]] = defaultdict(list)
+        for seconds, victim in waits:
+            by_victim[victim].append(round(seconds))
         return {
             "resumed_seconds_median": round(waits[len(waits) // 2][0], 1),
             "resumed_seconds_p95": round(waits[int(0.95 * (len(waits) - 1))][0], 1),
             "resumed_later_than_60_s": sum(seconds > 60 for seconds, _ in waits),
-            "longest": longest,
+            "resumed_seconds": by_victim,
         }
 
 
