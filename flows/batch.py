@@ -11,7 +11,7 @@ from catalog.queries import finished_merge_ids
 from catalog.schema import Catalogue
 from flows.artifacts import Outcome, progress_of, show_batch
 from flows.plan import Base, Job
-from flows.progress import tell
+from flows.progress import ends_when_silent, tell
 from flows.settings import Settings
 from flows.sharing_worker import worker_for
 from flows.short_list import lacking_pictures
@@ -37,17 +37,18 @@ def merge_batch(
     left = undone(settings, worker.catalogue, jobs)
     show = progress_of(f"batch-{number}", f"{len(left)} merges")
     outcomes: list[Outcome] = []
-    for done, job in enumerate(left):
-        if datetime.now(UTC) > until:
-            get_run_logger().warning("limits.seconds are over: %d merges are left.", len(left) - done)
-            break
-        tell("merges", done, len(left))
-        outcomes.append(_outcome(worker, job, night_id))
-        show(done + 1, len(left))
-        reason = outcomes[-1].reason
-        if reason is not None and reason.code in CRASHES:
-            get_run_logger().warning("This process is given up: %d merges are left.", len(left) - done - 1)
-            break
+    with ends_when_silent(settings.limits.silent_seconds):
+        for done, job in enumerate(left):
+            if datetime.now(UTC) > until:
+                get_run_logger().warning("limits.seconds are over: %d merges are left.", len(left) - done)
+                break
+            tell("merges", done, len(left))
+            outcomes.append(_outcome(worker, job, night_id))
+            show(done + 1, len(left))
+            reason = outcomes[-1].reason
+            if reason is not None and reason.code in CRASHES:
+                get_run_logger().warning("This process is given up: %d merges are left.", len(left) - done - 1)
+                break
     tell("merges", len(outcomes), len(left))
     show_batch(number, outcomes)
     return outcomes

@@ -1,5 +1,7 @@
 """How far a night is, told to whoever watches: a terminal's progress bars, or nobody."""
 
+import faulthandler
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +27,27 @@ def watched(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _watcher.reset(token)
+
+
+@contextmanager
+def ends_when_silent(seconds: float) -> Iterator[None]:
+    """While it lasts, this process ends when nothing is told for so long: a card that hangs raises nothing.
+
+    The clock is a thread of C: it goes on while the interpreter hangs, and says where that was.
+    """
+    outer = _watcher.get()
+
+    def told(what: str, done: int, total: int) -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        if outer is not None:
+            outer(what, done, total)
+
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        with watched(told):
+            yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def tell_pause(seconds: int) -> None:

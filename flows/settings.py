@@ -189,6 +189,12 @@ class Limits(_Strict):
     seconds: float = Field(default=12 * 3600, gt=0)
     store_bytes: int = Field(default=500_000_000_000, gt=0, description="on this disk; free space is checked too")
     batch: int = Field(default=50, ge=1, le=1000, description="merges of one warm worker, at most")
+    silent_seconds: float = Field(
+        default=3600,
+        gt=0,
+        le=1_000_000,
+        description="a process that ends no stage and no step of a merge for so long hangs, and is ended",
+    )
     free_gpu_bytes: int = Field(default=0, ge=0, description="a batch waits until so much memory of its card is free")
 
 
@@ -410,8 +416,15 @@ def prefect_api_url() -> str | None:
 
 
 def worker_environment(card: int | None) -> dict[str, str]:
-    """What a worker of ours hands on to its runs: their card, and a heart that beats every 30 s."""
-    usual = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    """What a worker of ours hands on to its runs: their card, a heart that beats every 30 s, and no word of each task.
+
+    A merge has a line of its own in the log; that each of its stages ended would be four more rows for the server.
+    """
+    usual = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",
+    }
     own = {"CUDA_VISIBLE_DEVICES": str(card)} if card is not None else {}
     return usual | dict(os.environ) | own
 

@@ -30,12 +30,14 @@ def merge_pair(worker: Worker, job: Job) -> MergeResult:
 @task(task_run_name="{job.name}: preview", cache_policy=NO_CACHE, persist_result=False)
 def preview_pair(worker: Worker, job: Job) -> Pictures:
     """Draw the pair's pictures, and those to compare them with."""
+    tell(f"{job.name}: preview", 0, 0)
     return worker.preview(job)
 
 
 @task(task_run_name="{job.name}: score", cache_policy=NO_CACHE, persist_result=False)
 def score_pair(worker: Worker, job: Job, pictures: Pictures) -> tuple[ScoreRow, ...]:
     """Score the pair's pictures."""
+    tell(f"{job.name}: score", 0, 0)
     return worker.score(job, pictures)
 
 

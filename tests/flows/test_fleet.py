@@ -1,8 +1,12 @@
 """What a dead process leaves behind is done in the same night, and a merge that kills its process is blocked."""
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from sqlalchemy import select
 
 from catalog import record
@@ -80,6 +84,19 @@ def test_a_merge_whose_process_died_counts_as_a_try(place: Settle, monkeypatch: 
     assert (report.merged, report.failed) == (4, {"WORKER_DIED": 1})
     (died,) = [one for one in failures_of(catalogue, report.night_id) if one.word == "failed"]
     assert died.item == merge_id
+
+
+def test_a_process_that_hangs_is_ended_and_its_merge_counts_as_tried(place: Settle) -> None:
+    there = place(methods=DIRECT, limits={"silent_seconds": 2.0})
+    hangs = "import time; from flows.worker import Worker; Worker.merge = lambda *_: time.sleep(600)"
+    command = [sys.executable, "-c", f"{hangs}; from flows.cli import main; main()", "run", str(there.config)]
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    hung = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert hung.returncode == 1
+    assert "Timeout (0:00:02)!" in hung.stderr, "where it hung is in the worker's log"
+    there.set(methods=DIRECT)
+    assert nightly(str(there.config)).failed == {"WORKER_DIED": 1}
+    assert len(finished_merge_ids(open_catalogue(there.catalogue))) == 4
 
 
 def test_a_merge_that_was_stopped_is_planned_and_no_try_counts(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
