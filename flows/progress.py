@@ -36,13 +36,14 @@ def ends_when_silent(seconds: float) -> Iterator[None]:
     The clock is a thread of C: it goes on while the interpreter hangs, and says where that was.
     """
     outer = _watcher.get()
+    log = sys.__stderr__ or sys.stderr
 
     def told(what: str, done: int, total: int) -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=log)
         if outer is not None:
             outer(what, done, total)
 
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=log)
     try:
         with watched(told):
             yield
