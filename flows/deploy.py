@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +14,14 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
+from flows.alerts import NIGHT_ENDED, SOURCES
 from flows.gone import SILENT
 from flows.settings import Problem, load_settings
 
@@ -28,6 +29,8 @@ DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 POOLS = ("orchestrate", "gpu")
 """The night has a pool of its own: inside a gpu pool with one slot it would wait for itself."""
 
+_LONG = timedelta(hours=3)
+"""Batches are cut to half an hour, and to fifty merges where nobody knows yet what a merge takes."""
 _SILENT = timedelta(seconds=100)
 """Three heartbeats, as `ziplora worker` sets them, and some."""
 
@@ -43,10 +46,16 @@ class Part:
 
 def deploy(config: Path) -> list[Part]:
     """See that the server has all that nights of this CONFIG need; what is there is kept, or brought up to date."""
-    load_settings(config)
+    settings = load_settings(config)
     with get_client(sync_client=True) as client:
         _check(client)
-        return [*_pools(client), *_deployments(client, config), *_automations(client)]
+        notifier = _notifier(client, settings.notify) if settings.notify is not None else None
+        parts = [*_pools(client), *_deployments(client, config)]
+        nightly, batches = _deployment(client, "nightly"), _deployment(client, "merge-batch")
+        wanted = [_lost_runs(), _lost_nights(nightly)]
+        if notifier is not None:
+            wanted += alerts(notifier, nightly, batches)
+        return [*parts, *_automations(client, wanted)]
 
 
 def _check(client: SyncPrefectClient) -> None:
@@ -96,8 +105,18 @@ def _deployment(client: SyncPrefectClient, name: str) -> UUID | None:
     return found
 
 
-def _automations(client: SyncPrefectClient) -> Iterator[Part]:
-    for automation in (_lost_runs(), _lost_nights(_deployment(client, "nightly"))):
+def _notifier(client: SyncPrefectClient, block: str) -> UUID:
+    """The notification block of the settings, which people make: it holds their secret."""
+    kind, _, name = block.partition("/")
+    try:
+        return client.read_block_document_by_name(name, kind).id
+    except ObjectNotFound as error:
+        step = "make it under Blocks in the Prefect UI, or take notify out of the settings."
+        raise Problem("NOTIFIER_UNKNOWN", f"The server has no block {block}.", step) from error
+
+
+def _automations(client: SyncPrefectClient, wanted: Sequence[AutomationCore]) -> Iterator[Part]:
+    for automation in wanted:
         known = client.read_automations_by_name(automation.name)
         if known:
             client.update_automation(known[0].id, automation)
@@ -134,21 +153,70 @@ def _lost_runs() -> AutomationCore:
     )
 
 
-def _lost_nights(nightly: UUID | None) -> AutomationCore:
-    """A night that crashed goes on at once: what it did is in the catalogue."""
+def _of(deployment: UUID | None) -> ResourceSpecification:
+    """Matches what has to do with a deployment."""
     related: dict[str, Any] = {
-        "prefect.resource.id": [f"prefect.deployment.{nightly}"],
+        "prefect.resource.id": [f"prefect.deployment.{deployment}"],
         "prefect.resource.role": ["deployment"],
     }
+    return ResourceSpecification(related)
+
+
+def _lost_nights(nightly: UUID | None) -> AutomationCore:
+    """A night that crashed goes on at once: what it did is in the catalogue."""
     return AutomationCore(
         name="ziplora: a night that crashed goes on",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(related),
+            match_related=_of(nightly),
             posture=Posture.Reactive,
             threshold=1,
             within=timedelta(0),
         ),
         actions=[RunDeployment(source="selected", deployment_id=nightly, parameters=None, job_variables=None)],
     )
+
+
+def alerts(notifier: UUID, nightly: UUID | None, batches: UUID | None) -> list[AutomationCore]:
+    """What people hear of beside the reports: a night that failed, a batch that is stuck, sources that shrank."""
+    runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+    failed = EventTrigger(
+        expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+        match=runs,
+        match_related=_of(nightly),
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+    stuck = EventTrigger(
+        after={"prefect.flow-run.Running"},
+        expect={*_ENDS},
+        match=runs,
+        match_related=_of(batches),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=_LONG,
+    )
+    shrank = EventTrigger(
+        expect={NIGHT_ENDED},
+        match=ResourceSpecification({"prefect.resource.id": ["ziplora.night.*"], SOURCES: ["LISTING_SHRANK"]}),
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+    run = "{{ flow_run.name }}: {{ flow_run.state.name }} {{ flow_run.state.message }} {{ flow_run|ui_url }}"
+    fewer = "The sources of {{ event.resource.name }} offer over 30 % fewer adapters; nothing was published."
+    return [
+        AutomationCore(
+            name=f"ziplora: tell of {what}",
+            trigger=trigger,
+            actions=[SendNotification(block_document_id=notifier, subject=f"ziplora: {what}", body=body)],
+        )
+        for what, trigger, body in (
+            ("a night that failed", failed, run),
+            ("a batch that does not end", stuck, run),
+            ("sources that shrank", shrank, fewer),
+        )
+    ]

@@ -24,6 +24,7 @@ from catalog.schema import Catalogue, open_catalogue
 from catalog.sidecars import KeptNight, keep_night
 from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
+from flows.alerts import night_ended, send_report
 from flows.artifacts import show_extremes, show_night, show_troubles
 from flows.fleet import Night, Workers, clear_up, merge_all
 from flows.missing import look_over
@@ -199,7 +200,10 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     record.record_night_finished(catalogue, night_id, asdict(report), ended)
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
     show_extremes(ranked_pictures(settings, catalogue, planned.jobs))
-    _show(catalogue, report, (*planned.jobs, *short_list), [*misunderstood, *unpublished, *withheld, *lost])
+    _show(
+        settings, catalogue, report, (*planned.jobs, *short_list), [*misunderstood, *unpublished, *withheld, *lost]
+    )
+    night_ended(night_id, doubtful, asdict(report), failed=bool(report.failed or report.lost_batches))
     return report
 
 
@@ -248,8 +252,10 @@ def _counted(reasons: Sequence[Reason]) -> Mapping[str, int]:
     return dict(Counter(reason.code for reason in reasons))  # asdict makes pairs of a Counter's keys
 
 
-def _show(catalogue: Catalogue, report: Report, jobs: Sequence[Job], others: Sequence[tuple[str, Reason]]) -> None:
-    """The night as artifacts of its run in the Prefect UI."""
+def _show(
+    settings: Settings, catalogue: Catalogue, report: Report, jobs: Sequence[Job], others: Sequence[tuple[str, Reason]]
+) -> None:
+    """The night as artifacts of its run in the Prefect UI, and as a message to whoever wants one."""
     troubles = failures_of(catalogue, report.night_id)
     names = {job.recipe.merge_id: job.name for job in jobs}
     refused, failed = (
@@ -265,4 +271,7 @@ def _show(catalogue: Catalogue, report: Report, jobs: Sequence[Job], others: Seq
     for what in ("short_listed", "blocked", "postponed", "published", "lost_batches"):
         counts.append((what.replace("_", " "), "", getattr(report, what)))
     headline = f"{report.merged} merged, {len(failed)} failed, {len(refused)} refused in {report.seconds:.0f} s"
-    show_night(headline, [one for one in counts if one[2]], Path(report.gallery))
+    counts = [one for one in counts if one[2]]
+    show_night(headline, counts, Path(report.gallery))
+    if settings.notify is not None:
+        send_report(settings.notify, headline, counts, report.gallery)

@@ -277,6 +277,11 @@ class Settings(_Strict):
     policy: PolicySettings = PolicySettings()
     keep: KeepSettings = KeepSettings()
     publish: PublishSettings = PublishSettings()
+    notify: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9-]+/[a-z0-9-]+$",
+        description="a notification block of the Prefect server, such as slack-webhook/team, that tells of nights",
+    )
     merge_unknown_licences: bool = Field(default=False, description="locally; they are never published")
     merge_outliers: bool = Field(default=False, description="adapters that change weights absurdly much")
     device: Literal["auto", "cpu", "cuda"] = "auto"
