@@ -80,8 +80,10 @@ def broken(catalogue: str, store: Path, wanted: int, scores: int) -> list[str]:
     return found
 
 
-def _ask(api: str, path: str, body: object) -> Any:
-    request = urllib.request.Request(f"{api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+def ask(api: str, path: str, body: object = None) -> Any:
+    """The API's answer."""
+    content = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(f"{api}/{path}", content, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
@@ -93,16 +95,15 @@ def open_runs(api: str, flow: str | None = None) -> list[str]:
         wanted["flows"] = {"name": {"any_": [flow]}}
     return [
         f"{one['name']} {one['state_type']}"
-        for one in _ask(api, "flow_runs/filter", wanted)
+        for one in ask(api, "flow_runs/filter", wanted)
         if not one["auto_scheduled"]
     ]
 
 
 def start_night(api: str) -> None:
     """What the schedule does at its hour."""
-    with urllib.request.urlopen(f"{api}/deployments/name/nightly/nightly", timeout=30) as answer:
-        deployment = json.load(answer)["id"]
-    _ask(api, f"deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})
+    deployment = ask(api, "deployments/name/nightly/nightly")["id"]
+    ask(api, f"deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})
 
 
 def wait_until_settled(api: str, seconds: float = 300.0) -> list[str]:
@@ -113,7 +114,7 @@ def wait_until_settled(api: str, seconds: float = 300.0) -> list[str]:
         time.sleep(3)
         try:
             left = open_runs(api)
-            slots = _ask(api, "v2/concurrency_limits/filter", {})
+            slots = ask(api, "v2/concurrency_limits/filter", {})
             left += [f"{one['name']} holds {one['active_slots']} slots" for one in slots if one["active_slots"]]
         except OSError:
             continue

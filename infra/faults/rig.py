@@ -161,7 +161,7 @@ def write_config(folder: Path, catalogue: str, side: int, night: int) -> Path:
     return config
 
 
-def _ziplora(fleet: Fleet, *arguments: str) -> str:
+def ziplora(fleet: Fleet, *arguments: str) -> str:
     command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
     done = subprocess.run(
         command, env=fleet.server.environment, cwd=fleet.server.folder, capture_output=True, text=True, check=False
@@ -208,7 +208,7 @@ def main() -> int:
 
 def _report(folder: Path, fleet: Fleet, told: argparse.Namespace) -> int:
     config = write_config(folder, fleet.catalogue, told.side, 0)
-    print(_ziplora(fleet, "deploy", str(config)), flush=True)
+    print(ziplora(fleet, "deploy", str(config)), flush=True)
     for machine in fleet.machines:
         machine.start()
     tormentor = Tormentor(fleet, plan(told.seed, told.kills))

@@ -1,0 +1,95 @@
+"""A night that its schedule starts, on a fleet that nobody disturbs: what it took beside its work, and the next one.
+
+    .venv/bin/python infra/faults/night.py --side 8
+
+Real merges of the tiny world by two methods. What each stage took is what Prefect shows of its task: scan, plan and
+gallery come one after the other, the stages of merges are shared out among the workers.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from checks import ask, broken, progress, start_night
+from parts import raise_fleet
+from rig import write_config, ziplora
+
+_STAGES = ("fetch", "merge", "preview", "score", "record")
+_ALONE = ("scan", "plan", "publish", "gallery and snapshot")
+_PAGE = 200
+_SOON_MINUTES = 2
+
+
+def main() -> int:
+    said = argparse.ArgumentParser(description=__doc__)
+    said.add_argument("--side", type=int, default=8)
+    said.add_argument("--workers", type=int, default=2)
+    told = said.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ziplora-night-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        fleet = raise_fleet(folder, told.workers)
+        try:
+            config = write_config(folder, fleet.catalogue, told.side, 0)
+            settings: dict[str, Any] = yaml.safe_load(config.read_text())
+            settings["methods"] = [{"method": "ziplora"}, {"method": "direct"}]
+            settings["previews"] |= {"seeds": [0, 1], "steps": 20}
+            settings["limits"] = {}
+            config.write_text(yaml.safe_dump(settings))
+            ziplora(fleet, "deploy", str(config))
+            for machine in fleet.machines:
+                machine.start()
+            moment = datetime.now(UTC) + timedelta(minutes=_SOON_MINUTES)
+            schedule = {"cron": f"{moment.minute} {moment.hour} * * *", "timezone": "UTC"}
+            deployment = ask(fleet.api, "deployments/name/nightly/nightly")["id"]
+            ask(fleet.api, f"deployments/{deployment}/schedules", [{"schedule": schedule, "active": True}])
+            first = _night(fleet.api, deployment, 1)
+            wrong = broken(fleet.catalogue, folder / "store", 2 * told.side**2, scores=6)
+            start_night(fleet.api)
+            second = _night(fleet.api, deployment, 2)
+            done = progress(fleet.catalogue).done
+        finally:
+            fleet.stop()
+    work = first.pop("shared") / told.workers + first.pop("alone")
+    second.pop("shared"), second.pop("alone")
+    first |= {"seconds_of_the_work": round(work, 1), "overhead": round(first["seconds"] / work - 1, 3)}
+    print(json.dumps({"done": done, "wrong": wrong, "first": first, "second": second}, indent=1))
+    return 1 if wrong or second["batches"] else 0
+
+
+def _night(api: str, deployment: str, number: int) -> dict[str, Any]:
+    """Waits for the end of a deployment's so many-th night; what it took."""
+    query = {"deployments": {"id": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    while len(nights := ask(api, "flow_runs/filter", {**query, "sort": "START_TIME_DESC"})) < number:
+        time.sleep(2)
+    night = nights[0]
+    time.sleep(15)  # the server writes what tasks took a little later
+    since = {"flow_runs": {"start_time": {"after_": night["start_time"]}}}
+    tasks = _all(api, "task_runs/filter", since)
+    batches = [one for one in _all(api, "flow_runs/filter", since) if one["deployment_id"] != deployment]
+    return {
+        "state": night["state_name"],
+        "started_by_its_schedule": night["auto_scheduled"],
+        "seconds_after_its_hour": round(night["estimated_start_time_delta"], 1),
+        "seconds": round(night["total_run_time"], 1),
+        "batches": len(batches),
+        "shared": sum(one["total_run_time"] for one in tasks if one["name"].rpartition(": ")[2] in _STAGES),
+        "alone": sum(one["total_run_time"] for one in tasks if one["name"] in _ALONE),
+    }
+
+
+def _all(api: str, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while page := ask(api, path, {**query, "limit": _PAGE, "offset": len(found)}):
+        found += page
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
