@@ -191,7 +191,7 @@ def do_night(fleet: Fleet, wanted: int, tormentor: Tormentor, start: Any) -> tup
 
 def main() -> int:
     said = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("seed", 1), ("kills", 200), ("nights", 10), ("workers", 2), ("side", 8)):
+    for name, value in (("seed", 1), ("kills", 200), ("nights", 10), ("workers", 2), ("side", 8), ("minutes", 600)):
         said.add_argument(f"--{name}", type=int, default=value)
     told = said.parse_args()
     with tempfile.TemporaryDirectory(prefix="ziplora-rig-", ignore_cleanup_errors=True) as name:
@@ -213,13 +213,14 @@ def _report(folder: Path, fleet: Fleet, told: argparse.Namespace) -> int:
         machine.start()
     tormentor = Tormentor(fleet, plan(told.seed, told.kills))
     tormentor.start()
+    end = time.monotonic() + 60 * told.minutes
     for night in range(told.nights):
         write_config(folder, fleet.catalogue, told.side, night)
         wanted = told.side**2 * (night + 1)
         seconds, starts = do_night(fleet, wanted, tormentor, lambda: start_night(fleet.api))
         done, hits = progress(fleet.catalogue).done, sum(tormentor.done.values())
         print(f"night {night}: {done} of {wanted} done, {seconds:.0f} s, {starts} starts, {hits} hits", flush=True)
-        if tormentor.over.is_set():
+        if tormentor.over.is_set() or time.monotonic() > end:
             break
     for part in fleet.parts:  # a blow may have been the last thing that happened
         if not part.tree():
