@@ -139,8 +139,8 @@ def _is_away(_task: object, _run: object, state: State[Any]) -> bool:
     task_run_name="batch {batch.number}",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=20,
-    retry_delay_seconds=30,
+    retries=120,
+    retry_delay_seconds=5,
     retry_condition_fn=_is_away,
 )
 def start_batch(night: Night, batch: Batch) -> UUID:
