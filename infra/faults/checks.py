@@ -65,7 +65,7 @@ def broken(catalogue: str, store: Path, wanted: int, scores: int) -> list[str]:
     """Everything that is not as it must be."""
     found = []
     with _engine(catalogue).connect() as connection:
-        words = Counter(connection.scalars(select(Merge.status)).all())
+        words = Counter(connection.scalars(select(Merge.status).where(Merge.status != "skipped")).all())
         seen = dict(connection.execute(select(Score.merge_id, func.count()).group_by(Score.merge_id)).tuples().all())
         done = set(connection.scalars(select(Merge.merge_id).where(Merge.status == "done")).all())
         deaths = Counter(connection.scalars(select(Failure.code)).all())

@@ -65,7 +65,8 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
     config = write_config(folder, catalogue, 1, 0)
     deploy(config)
     settings = load_settings(config)
-    settings = settings.model_copy(update={"limits": settings.limits.model_copy(update={"batch": 50, "pairs": pairs})})
+    limits = {"batch": min(50, -(-pairs // told.workers)), "pairs": pairs}
+    settings = settings.model_copy(update={"limits": settings.limits.model_copy(update=limits)})
     opened = open_catalogue(catalogue, migrate=True)
     adapters = _adapters(opened, pairs)
     base = Base("base", "1")
@@ -97,6 +98,7 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
         "done": done,
         "lost_batches": len(lost),
         "workers": told.workers,
+        "pairs_a_batch": limits["batch"],
         "seconds_to_plan_and_record_it": round(planned, 1),
         "seconds": round(seconds, 1),
         "seconds_until_the_server_had_written_it_all": round(lag, 1),
@@ -104,7 +106,9 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
         "pairs_a_second_of_the_naps_alone": round(told.workers / told.seconds, 1),
         "cpu_seconds_a_pair": {part: round(seconds / done, 3) for part, seconds in cpu.items()},
         "api_calls_a_pair": round(sum(used.values()) / done, 3),
-        "api_calls_a_batch_by_kind": {kind: round(count * 50 / done, 1) for kind, count in used.most_common(14)},
+        "api_calls_a_batch_by_kind": {
+            kind: round(count * limits["batch"] / done, 1) for kind, count in used.most_common(14)
+        },
         "rows_a_pair": {database: _rows(catalogue, database, done) for database in ("catalogue", "prefect")},
     }
 

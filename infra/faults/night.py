@@ -43,6 +43,8 @@ def main() -> int:
             settings["limits"] = {}
             config.write_text(yaml.safe_dump(settings))
             ziplora(fleet, "deploy", str(config))
+            ziplora(fleet, "scan", str(config))
+            wanted = len(json.loads(ziplora(fleet, "plan", str(config), "--json"))["merges"])
             for machine in fleet.machines:
                 machine.start()
             moment = datetime.now(UTC) + timedelta(minutes=_SOON_MINUTES)
@@ -50,7 +52,7 @@ def main() -> int:
             deployment = ask(fleet.api, "deployments/name/nightly/nightly")["id"]
             ask(fleet.api, f"deployments/{deployment}/schedules", [{"schedule": schedule, "active": True}])
             first = _night(fleet.api, deployment, 1)
-            wrong = broken(fleet.catalogue, folder / "store", 2 * told.side**2, scores=6)
+            wrong = broken(fleet.catalogue, folder / "store", wanted, scores=6)
             start_night(fleet.api)
             second = _night(fleet.api, deployment, 2)
             done = progress(fleet.catalogue).done
@@ -59,7 +61,7 @@ def main() -> int:
     work = first.pop("shared") / told.workers + first.pop("alone")
     second.pop("shared"), second.pop("alone")
     first |= {"seconds_of_the_work": round(work, 1), "overhead": round(first["seconds"] / work - 1, 3)}
-    print(json.dumps({"done": done, "wrong": wrong, "first": first, "second": second}, indent=1))
+    print(json.dumps({"merges": wanted, "done": done, "wrong": wrong, "first": first, "second": second}, indent=1))
     return 1 if wrong or second["batches"] else 0
 
 

@@ -209,6 +209,8 @@ def main() -> int:
 def _report(folder: Path, fleet: Fleet, told: argparse.Namespace) -> int:
     config = write_config(folder, fleet.catalogue, told.side, 0)
     print(ziplora(fleet, "deploy", str(config)), flush=True)
+    ziplora(fleet, "scan", str(config))
+    a_night = len(json.loads(ziplora(fleet, "plan", str(config), "--json"))["merges"])  # licences forbid some pairs
     for machine in fleet.machines:
         machine.start()
     tormentor = Tormentor(fleet, plan(told.seed, told.kills))
@@ -216,7 +218,7 @@ def _report(folder: Path, fleet: Fleet, told: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * told.minutes
     for night in range(told.nights):
         write_config(folder, fleet.catalogue, told.side, night)
-        wanted = told.side**2 * (night + 1)
+        wanted = a_night * (night + 1)
         seconds, starts = do_night(fleet, wanted, tormentor, lambda: start_night(fleet.api))
         done, hits = progress(fleet.catalogue).done, sum(tormentor.done.values())
         print(f"night {night}: {done} of {wanted} done, {seconds:.0f} s, {starts} starts, {hits} hits", flush=True)
