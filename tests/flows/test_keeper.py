@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -64,7 +65,10 @@ def test_a_worker_does_not_outlive_its_keeper(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as keeping:
         assert keeping.stdout is not None
         assert b"is at work" in keeping.stdout.readline()
-        worker = os.pidfd_open(int(Path(f"/proc/{keeping.pid}/task/{keeping.pid}/children").read_text()))
+        (number,) = Path(f"/proc/{keeping.pid}/task/{keeping.pid}/children").read_text().split()
+        while b"setpriv" in Path(f"/proc/{number}/cmdline").read_bytes():  # it becomes the worker
+            time.sleep(0.1)
+        worker = os.pidfd_open(int(number))
         keeping.kill()
         assert select.select([worker], [], [], 10.0)[0], "it has not ended"
         os.close(worker)
