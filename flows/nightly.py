@@ -200,9 +200,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     record.record_night_finished(catalogue, night_id, asdict(report), ended)
     log.info("%d merges were made, %d failed.", report.merged, sum(report.failed.values()))
     show_extremes(ranked_pictures(settings, catalogue, planned.jobs))
-    _show(
-        settings, catalogue, report, (*planned.jobs, *short_list), [*misunderstood, *unpublished, *withheld, *lost]
-    )
+    _show(settings, catalogue, report, (*planned.jobs, *short_list), [*misunderstood, *unpublished, *withheld, *lost])
     night_ended(night_id, doubtful, asdict(report), failed=bool(report.failed or report.lost_batches))
     return report
 
