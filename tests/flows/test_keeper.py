@@ -89,7 +89,10 @@ def test_a_server_that_is_away_is_said_in_a_sentence(ziplora: Ziplora, place: Se
 
 def test_the_processes_of_a_run_are_those_that_prefect_gave_its_id() -> None:
     run = uuid4()
-    with subprocess.Popen(["sleep", "60"], env={"PREFECT__FLOW_RUN_ID": str(run)}) as process:
+    command, environment = ["/bin/sh", "-c", "echo; read _"], {"PREFECT__FLOW_RUN_ID": str(run)}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # before it runs, its environment cannot be read
         assert gone._processes_of(run) == [process.pid]  # noqa: SLF001
         process.kill()
     assert gone._processes_of(run) == []  # noqa: SLF001
