@@ -76,6 +76,10 @@ class Job:
         return tuple(" ".join(prompt.split()) for prompt in prompts) or (self.subject.prompt,)
 
 
+_OPEN = "\ue000"
+"""Where a style will stand in a prompt: a sign that means nothing, and is the same in JSON."""
+
+
 class Recipes:
     """A night's recipe for every pair and each of its methods: what all pairs share is worked out once.
 
@@ -86,6 +90,7 @@ class Recipes:
         self._settings, self._base = settings, base
         self._calibrations: dict[str, Calibration] = {}
         self._merge_ids: list[MergeIds] = []
+        self._open_prompts: dict[str, str] = {}
 
     def of(self, subject: Input, style: Input, number: int) -> Recipe:
         """That of the method with this number in the settings."""
@@ -99,7 +104,7 @@ class Recipes:
             numbers = range(len(self._settings.methods))
             self._merge_ids = [MergeIds(self.of(subject, style, number)) for number in numbers]
         sides = self._calibration(subject), self._calibration(style)
-        prompts = canonical_json(self._joint_prompts(subject, style))
+        prompts = self._joint_prompts_json(subject.slot, style.slot)
         return [ids.of(*sides, prompts) for ids in self._merge_ids]
 
     def _calibration(self, adapter: Input) -> Calibration:
@@ -119,14 +124,20 @@ class Recipes:
 
     def _joint(self, subject: Input, style: Input) -> JointCalibration:
         return JointCalibration(
-            prompts=self._joint_prompts(subject, style),
+            prompts=filled(self._settings.calibration.joint_prompts, subject.slot, style.slot),
             seed=self._settings.calibration.seed,
             side=self._settings.previews.side,
             guidance=self._settings.calibration.guidance,
         )
 
-    def _joint_prompts(self, subject: Input, style: Input) -> tuple[str, ...]:
-        return filled(self._settings.calibration.joint_prompts, subject.slot, style.slot)
+    def _joint_prompts_json(self, subject: str, style: str) -> str:
+        """Those of a pair as canonical JSON; of one subject they are written once, but for the style."""
+        templates = self._settings.calibration.joint_prompts
+        if not style or style != style.strip() or _OPEN in "".join((subject, *templates)):
+            return canonical_json(filled(templates, subject, style))
+        if subject not in self._open_prompts:
+            self._open_prompts = {subject: canonical_json(filled(templates, subject, _OPEN))}
+        return self._open_prompts[subject].replace(_OPEN, canonical_json(style)[1:-1])
 
 
 class Wishes:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -131,6 +132,10 @@ def _with_known_slots(prompt: str) -> str:
         prompt.format(**dict.fromkeys(_SLOTS, ""))
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"prompt {prompt!r} has a slot other than {{subject}} and {{style}}") from error
+    if any(
+        form or conversion or name not in (None, *_SLOTS) for _, name, form, conversion in Formatter().parse(prompt)
+    ):
+        raise ValueError(f"prompt {prompt!r} has a slot other than {{subject}} and {{style}}")
     return prompt
 
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from catalog.facts import Role
 from flows.packing import packed
-from flows.plan import Base, Input, Plan, base_of, plan, slot_of
+from flows.plan import Base, Input, Plan, Recipes, base_of, plan, slot_of
 from flows.settings import Settings, parse_settings
 
 from .world import SETTINGS
@@ -192,6 +195,26 @@ def test_joint_prompts_are_in_the_recipes_of_methods_that_need_them() -> None:
     assert first is not None
     assert first.prompts == ("a sks cat a star in neon style", "a sks cat at sea a star in neon style")
     assert (first.guidance, first.seed, first.side) == (2.0, 3, settings.previews.side)
+
+
+_SLOT = st.text() | st.sampled_from(["", " a ", "\\ue000", "\ue000", '"%(subject)s"', "{style}", "\\u0000"])
+
+
+@given(slots=st.tuples(_SLOT, _SLOT, _SLOT, _SLOT), around=_SLOT)
+def test_a_plan_knows_merges_by_the_ids_of_their_recipes(slots: tuple[str, str, str, str], around: str) -> None:
+    """Whatever the prompts are."""
+    around = around.replace("{", "{{").replace("}", "}}")
+    settings = _settings(
+        methods=[{"method": "ziplora-joint"}, {"method": "ziplora"}, {"method": "direct"}],
+        calibration={"joint_prompts": [around + "{subject} {style}", "{style}{style}" + around, "{subject}"]},
+    )
+    recipes = Recipes(settings, BASE)
+    subjects, styles = (
+        [replace(one, slot=slot) for one, slot in zip(adapters, some, strict=True)]
+        for adapters, some in ((ADAPTERS[:2], slots[:2]), (ADAPTERS[2:], slots[2:]))
+    )
+    for subject, style in product(subjects, styles):
+        assert recipes.merge_ids(subject, style) == [recipes.of(subject, style, number).merge_id for number in range(3)]
 
 
 def test_a_local_base_is_known_by_its_content_and_one_of_the_hub_by_its_commit(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_an_unknown_key_deep_inside_is_looked_up_where_it_stands() -> None:
         (_LEAST + "pairs: {include: [cat]}", "CONFIG_VALUE", "'cat' is no pattern of pairs"),
         (_LEAST + "previews: {prompts: ['{subjct} there']}", "CONFIG_VALUE", "slot other than"),
         (_LEAST + "calibration: {joint_prompts: ['{subject} {stile}']}", "CONFIG_VALUE", "slot other than"),
+        (_LEAST + "previews: {prompts: ['{subject!r} there']}", "CONFIG_VALUE", "slot other than"),
+        (_LEAST + "previews: {prompts: ['{subject.upper} there']}", "CONFIG_VALUE", "slot other than"),
         (_LEAST + "calibration: {joint_prompts: []}", "CONFIG_VALUE", "calibration.joint_prompts"),
         (_LEAST + "previews: {short_list: {merges: 3}}", "CONFIG_MISSING_KEY", "previews.short_list.seeds"),
         (_LEAST + "previews: {short_list: {merges: 3, seed: [1]}}", "CONFIG_UNKNOWN_KEY", "did you mean 'seeds'?"),
