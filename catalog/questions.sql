@@ -42,10 +42,11 @@ CREATE VIEW text_scorer AS
     SELECT arg_max(scorer_id, scored_at) AS scorer_id FROM summaries
     WHERE scorer_id = 'clip-t' OR starts_with(scorer_id, 'clip-t:');
 
+-- Nearly all merges that have a place are done, and those that are to be done again are quickly told from them.
 CREATE MACRO ranking(scorers) AS TABLE
-    SELECT merge_id, rankings.subject, rankings.style, rankings.method, score_01
-    FROM rankings JOIN merges USING (merge_id)
-    WHERE status = 'done' AND len(list_distinct(scorers)) = 2
+    SELECT merge_id, subject, style, method, score_01
+    FROM rankings ANTI JOIN (FROM merges WHERE status != 'done') AS undone USING (merge_id)
+    WHERE len(list_distinct(scorers)) = 2
         AND subject_scorer IN (scorers[1], scorers[-1]) AND style_scorer IN (scorers[1], scorers[-1]);
 
 CREATE MACRO best_styles_for(chosen, scorers) AS TABLE
