@@ -1,5 +1,6 @@
 """Which merges go to one worker together: those that share adapters, and no more than may be lost with it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
@@ -21,12 +22,14 @@ def packed(jobs: Sequence[Job], most: int, seconds: Mapping[str, float], workers
     pairs = [tuple(pair) for _, pair in groupby(jobs, key=lambda job: (job.subject.sha256, job.style.sha256))]
     costs = [sum(seconds.get(job.recipe.method, usual) for job in pair) for pair in pairs]
     budget = sum(costs) / (workers * _SHARES if workers > 1 else 1)
+    longest = _MOST_SECONDS if seconds else math.inf
     if seconds:
-        budget = min(max(budget, _LEAST_SECONDS), _MOST_SECONDS)
+        budget = max(budget, _LEAST_SECONDS)
     batch: list[Job] = []
     took = 0.0
     for pair, cost in zip(pairs, costs, strict=True):
-        if batch and (len(batch) + len(pair) > most or took + cost > budget * 1.001):
+        is_full = len(batch) + len(pair) > most or took + cost > longest
+        if batch and (is_full or took + cost / 2 > budget):  # shares are even, or one more batch makes others wait
             yield tuple(batch)
             batch, took = [], 0.0
         batch += pair

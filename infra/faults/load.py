@@ -84,7 +84,7 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
     for thread in threads:
         thread.start()
     began = time.monotonic()
-    lost = flow(name="nightly")(merge_all)(night, settings, jobs)
+    lost = flow(name="nightly")(lambda: merge_all(night, settings, jobs))()  # so many jobs are no parameters
     seconds = time.monotonic() - began
     stop.set()
     for thread in threads:
