@@ -1,6 +1,7 @@
 """The batches of a night, done here or by the workers of the gpu pool; what a dead process leaves is begun again."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -46,6 +47,8 @@ Workers = Literal["here", "pool"]
 
 _LOOK_SECONDS = 2.0
 """Between two looks at the batches of a night: one question for all of them."""
+_AHEAD = 8
+"""So many batches more than there are workers are on the server: enough for all that end between two looks."""
 _TRIES = 3
 """A batch that ends so often without anything settled is lost."""
 _LAST_LINES = 5
@@ -111,9 +114,12 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
 
 def _by_pool(night: Night, batches: list[Batch], show: Callable[[int, int], None]) -> list[tuple[str, Reason]]:
     lost = []
-    running = {start_batch(night, batch): batch for batch in batches}
+    waiting = deque(batches)
+    running: dict[UUID, Batch] = {}
     total = sum(len(batch.jobs) for batch in batches)
-    while running:
+    while running or (waiting and datetime.now(UTC) < night.until):
+        for batch in _next(night, waiting, len(running)):
+            running[start_batch(night, batch)] = batch
         time.sleep(_LOOK_SECONDS)
         for run in _ended(list(running)):
             try:
@@ -123,11 +129,23 @@ def _by_pool(night: Night, batches: list[Batch], show: Callable[[int, int], None
                 continue
             batch = running.pop(run.id)
             if isinstance(again, Batch):
-                running[start_batch(night, again)] = again
+                waiting.appendleft(again)
             elif again is not None:
                 lost.append((f"batch {batch.number}", again))
-            show(total - sum(len(one.jobs) for one in running.values()), total)
+            show(total - sum(len(one.jobs) for one in (*running.values(), *waiting)), total)
     return lost
+
+
+def _next(night: Night, waiting: deque[Batch], running: int) -> list[Batch]:
+    """Takes from the waiting batches what the workers will do soon: whoever asks for work is told of all there is."""
+    if not waiting or datetime.now(UTC) > night.until:
+        return []
+    try:
+        room = _workers(night) + _AHEAD - running
+    except HTTPError as error:
+        get_run_logger().warning("The server does not say which workers there are: %s", type(error).__name__)
+        return []
+    return [waiting.popleft() for _ in range(min(room, len(waiting)))]
 
 
 def _is_away(_task: object, _run: object, state: State[Any]) -> bool:

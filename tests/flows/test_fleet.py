@@ -1,17 +1,22 @@
 """What a dead process leaves behind is done in the same night, and a merge that kills its process is blocked."""
 
+import logging
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from httpx import ConnectError
 from prefect.settings import PREFECT_API_URL
 from sqlalchemy import select
 
 from catalog import record
 from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, running_merge_ids
 from catalog.schema import Catalogue, Merge, open_catalogue
+from flows import fleet
 from flows.nightly import nightly
 from flows.plan import Job
 from flows.settings import Problem
@@ -140,3 +145,42 @@ def test_nights_that_always_crash_are_not_begun_for_ever(place: Settle) -> None:
         record.record_night_started(catalogue, f"night {number}", {}, datetime.now(UTC))
     with pytest.raises(Problem, match="NIGHTS_CRASH  21 nights began within an hour"):
         nightly(str(there.config), workers="pool")
+
+
+def test_the_server_holds_few_batches_more_than_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    most = 0
+    looks = iter(range(1000))
+
+    def start(night: fleet.Night, batch: fleet.Batch) -> int:
+        started.append(batch.number)
+        return batch.number
+
+    def ended(running: list[int]) -> list[SimpleNamespace]:
+        nonlocal most
+        most = max(most, len(running))
+        return [SimpleNamespace(id=number) for number in running[:2]]
+
+    def settle(night: fleet.Night, batch: fleet.Batch, run: SimpleNamespace) -> fleet.Batch | None:
+        return fleet.Batch(100, ()) if batch.number == 1 else None
+
+    def workers(night: fleet.Night) -> int:
+        if next(looks) == 1:
+            raise ConnectError("the server is away")
+        return 2
+
+    for name, fake in (("start_batch", start), ("_ended", ended), ("_settle", settle), ("_workers", workers)):
+        monkeypatch.setattr(fleet, name, fake)
+    monkeypatch.setattr(fleet, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(fleet, "get_run_logger", lambda: logging.getLogger("a night"))
+    night: Any = SimpleNamespace(until=datetime.now(UTC) + timedelta(hours=1))
+    assert fleet._by_pool(night, [fleet.Batch(number, ()) for number in range(50)], lambda *_: None) == []  # noqa: SLF001
+    assert sorted(started) == [*range(50), 100]
+    assert started.index(100) < started.index(20), "what came back goes first"
+    assert most == 2 + 8
+
+
+def test_batches_that_wait_when_the_night_is_over_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "start_batch", pytest.fail)
+    night: Any = SimpleNamespace(until=datetime.now(UTC) - timedelta(seconds=1))
+    assert fleet._by_pool(night, [fleet.Batch(0, ())], lambda *_: None) == []  # noqa: SLF001
