@@ -21,6 +21,7 @@ from threading import Event, Thread
 from typing import Any
 
 _PICTURE = "picture.png"
+_BEAT_SECONDS = 30.0
 _QUIET_SECONDS = 15.0
 """So long nothing new is written when all is."""
 
@@ -80,6 +81,8 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
     planned = time.monotonic() - began
     before, stop = Counter(calls), Event()
     threads = [Thread(target=_work, args=(stop, told.seconds), daemon=True) for _ in range(told.workers)]
+    threads.append(Thread(target=_beat, args=(stop, told.workers), daemon=True))
+    _say_alive(told.workers)
     cpu = _cpu_seconds(fleet)
     for thread in threads:
         thread.start()
@@ -163,6 +166,20 @@ def _adapters(catalogue: Any, pairs: int) -> list[Any]:
     now = datetime.now(UTC)
     record.record_adapters(catalogue, [facts.Adapter(one.sha256, one.role, "usable", "mit", {}, now) for one in inputs])
     return inputs
+
+
+def _say_alive(workers: int) -> None:
+    """What each worker tells the server of itself; the night counts them."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for number in range(workers):
+            client.send_worker_heartbeat("gpu", f"worker {number}", _BEAT_SECONDS)
+
+
+def _beat(stop: Event, workers: int) -> None:
+    while not stop.wait(_BEAT_SECONDS):
+        _say_alive(workers)
 
 
 def _work(stop: Event, seconds: float) -> None:
