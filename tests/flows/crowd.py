@@ -74,15 +74,20 @@ def change(server: HubServer, every: int) -> None:
             repository.add(_files(number, 1))
 
 
-def settings_of(source: dict[str, Any]) -> Settings:
-    """A night of one source."""
-    return parse_settings(yaml.safe_dump({**yaml.safe_load(_SETTINGS), "sources": [source]}), Path.cwd())
+def settings_of(source: dict[str, Any], folder: Path) -> Settings:
+    """A night of one source, whose store is in a folder."""
+    return parse_settings(yaml.safe_dump({**yaml.safe_load(_SETTINGS), "sources": [source]}), folder)
+
+
+def folder_of(catalogue: schema.Catalogue) -> Path:
+    """Where a catalogue of SQLite is."""
+    return Path(str(catalogue.url.database)).parent
 
 
 def scan_night(server: HubServer, catalogue: schema.Catalogue, night_id: str, hub: Hub | None = None) -> list[Found]:
     """What a night's scan finds, written down."""
     record.record_night_started(catalogue, night_id, {}, datetime.now(UTC))
-    settings = parse_settings(_SETTINGS, Path(str(catalogue.url.database)).parent)
+    settings = parse_settings(_SETTINGS, folder_of(catalogue))
     return scan_and_record(settings, hub or Hub(server.endpoint), catalogue, night_id)
 
 

@@ -18,7 +18,7 @@ from flows.scan import Found, is_unanswered
 from tests.catalog.hub_contents import TOKEN, HubServer, always, nothing_wrong
 from tests.catalog.hub_server import serving
 
-from .crowd import fill, settings_of
+from .crowd import fill, folder_of, settings_of
 
 SEARCH = {"role": "subject", "search": {"limit": 100_000}}
 LOST = "me/lora-00000"
@@ -34,7 +34,7 @@ class Nights:
 
     def next(self, source: dict[str, Any] = SEARCH) -> tuple[list[Found], Reason | None]:
         self.count += 1
-        night_id, settings = f"night-{self.count}", settings_of(source)
+        night_id, settings = f"night-{self.count}", settings_of(source, folder_of(self.catalogue))
         record.record_night_started(self.catalogue, night_id, settings.model_dump(mode="json"), datetime.now(UTC))
         found, doubtful = look_over(settings, Hub(self.server.endpoint), self.catalogue, night_id)
         offered = None if any(map(is_unanswered, found)) else len(found)

@@ -270,7 +270,7 @@ FRONT = {"tags": ["lora"], "license": "mit", "instance_prompt": "a sks dog"}
 def _one(server: HubServer, content: bytes, beside: Files | None = None, **front: object) -> Found:
     """What a scan says of one repository with these weights."""
     server.add("me/dog", {"README.md": card(**FRONT | front), WEIGHTS: content} | (beside or {}))
-    (found,) = scan.scan(settings_of(SOURCE), Hub(server.endpoint), None)
+    (found,) = scan.scan(settings_of(SOURCE, Path()), Hub(server.endpoint), None)
     return found
 
 
