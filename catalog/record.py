@@ -12,6 +12,7 @@ from catalog import facts, schema
 
 _NOT_FINAL = ("planned", "running", "failed", "skipped")
 """The words that a plan, a start or a skip may replace: `done` changes when files are lost, `blocked` when asked."""
+_REASON = ("code", "fact", "next_step")
 
 Row = dict[str, Any]
 
@@ -47,6 +48,26 @@ def _change_merge(connection: Connection, merge_id: str, words: Collection[str],
     merge = schema.Merge
     chosen = update(merge).where(merge.merge_id == merge_id, merge.status.in_(words), _stands())
     return connection.execute(chosen.values(values)).rowcount == 1
+
+
+def _change_merges(
+    connection: Connection,
+    reasons: Mapping[str, facts.Reason | None],
+    words: Collection[str],
+    status: facts.MergeStatus,
+) -> None:
+    """The same of many, by their ids: each gets this word, and a reason or none."""
+    merge = schema.Merge
+    had = or_(*(merge.status == word for word in words))  # of many rows at once, there is no IN
+    told: Row = {name: bindparam(name) for name in _REASON}
+    chosen = update(merge).where(merge.merge_id == bindparam("changed_id"), had, _stands())
+    rows = [{"changed_id": merge_id, **_parts(reasons[merge_id])} for merge_id in sorted(reasons)]
+    if rows:
+        connection.execute(chosen.values(status=status, **told), rows)
+
+
+def _parts(reason: facts.Reason | None) -> Row:
+    return vars(reason) if reason else dict.fromkeys(_REASON)
 
 
 def _stands() -> ColumnElement[bool]:
@@ -125,14 +146,13 @@ def record_headers(engine: Engine, headers: Collection[facts.Header]) -> None:
     """These files were read, maybe not for the first time: the last reader counts."""
     rows = {header.alias_id: {"alias_id": header.alias_id, **_reasoned(header)} for header in headers}
     with engine.begin() as connection:
-        changed = ("sha256", "facts", "code", "fact", "next_step", "reader", "read_at")
+        changed = ("sha256", "facts", *_REASON, "reader", "read_at")
         _put(connection, schema.Header, rows, changed)
 
 
 def _reasoned(fact: facts.Header | facts.Refusal) -> Row:
     """All that a fact holds, with the parts of its reason beside the rest."""
-    reason = vars(fact.reason) if fact.reason else dict.fromkeys(("code", "fact", "next_step"))
-    return {name: value for name, value in vars(fact).items() if name != "reason"} | reason
+    return {name: value for name, value in vars(fact).items() if name != "reason"} | _parts(fact.reason)
 
 
 def record_refusals(engine: Engine, refusals: Collection[facts.Refusal]) -> None:
@@ -144,28 +164,17 @@ def record_refusals(engine: Engine, refusals: Collection[facts.Refusal]) -> None
 
 def record_plan(engine: Engine, merges: Collection[facts.Merge]) -> None:
     """These merges are to be done: new ones and skipped ones become `planned`, the others keep their word."""
-    merge = schema.Merge
     rows = {merge.merge_id: _merge_row(merge, "planned") for merge in merges}
     with engine.begin() as connection:
-        _put(connection, merge, rows)
-        skipped = update(merge).where(merge.status == "skipped", merge.merge_id == bindparam("planned_id"), _stands())
-        planned = skipped.values(status="planned", code=None, fact=None, next_step=None)
-        if rows:
-            connection.execute(planned, [{"planned_id": merge_id} for merge_id in sorted(rows)])
+        _put(connection, schema.Merge, rows)
+        _change_merges(connection, dict.fromkeys(rows), ("skipped",), "planned")
 
 
 def record_skipped(engine: Engine, skipped: Collection[tuple[facts.Merge, facts.Reason]]) -> None:
     """Policy leaves these merges out, each for a reason that people can read."""
-    merge = schema.Merge
-    rows = {one.merge_id: _merge_row(one, "skipped") for one, _ in skipped}
-    reasons = [{"skipped_id": one.merge_id, **vars(reason)} for one, reason in skipped]
     with engine.begin() as connection:
-        _put(connection, merge, rows)
-        open_to_change = or_(*(merge.status == word for word in _NOT_FINAL))  # of many rows at once, there is no IN
-        chosen = update(merge).where(merge.merge_id == bindparam("skipped_id"), open_to_change, _stands())
-        told: Row = {name: bindparam(name) for name in ("code", "fact", "next_step")}
-        if reasons:
-            connection.execute(chosen.values(status="skipped", **told), reasons)
+        _put(connection, schema.Merge, {one.merge_id: _merge_row(one, "skipped") for one, _ in skipped})
+        _change_merges(connection, {one.merge_id: reason for one, reason in skipped}, _NOT_FINAL, "skipped")
 
 
 def record_running(engine: Engine, merge: facts.Merge, night_id: str) -> None:

@@ -129,12 +129,10 @@ class MethodSettings(_Strict):
 
 def _with_known_slots(prompt: str) -> str:
     try:
-        prompt.format(**dict.fromkeys(_SLOTS, ""))
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"prompt {prompt!r} has a slot other than {{subject}} and {{style}}") from error
-    if any(
-        form or conversion or name not in (None, *_SLOTS) for _, name, form, conversion in Formatter().parse(prompt)
-    ):
+        parts = [(name, form or conversion) for _, name, form, conversion in Formatter().parse(prompt)]
+    except ValueError:  # a brace without its partner opens a slot without a name
+        parts = [("", None)]
+    if any(name not in (None, *_SLOTS) or changed for name, changed in parts):
         raise ValueError(f"prompt {prompt!r} has a slot other than {{subject}} and {{style}}")
     return prompt
 
