@@ -7,7 +7,6 @@ of the libraries which a night imports is most of it. It takes 3 GB of disk.
 
 import argparse
 import json
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,8 @@ from flows.nightly import plan_night
 from flows.plan import Base, input_of, nothing_known, plan
 from flows.scan import Found
 from flows.settings import Settings, parse_settings
+
+from .memory import peak_megabytes
 
 BASE = Base("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")
 LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "openrail++", "creativeml-openrail-m")
@@ -85,24 +86,16 @@ def _found(subjects: int, styles: int) -> list[Found]:
     ]
 
 
-def _peak_megabytes() -> float:
-    """As Linux counts it; `ru_maxrss` would begin with the peak of whoever started this process."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1000
-
-
 def _plan(settings: Settings, subjects: int, styles: int, night: str) -> Cost:
     """Plan as a night does, and write it down."""
     found = _found(subjects, styles)
-    before = _peak_megabytes()
+    before = peak_megabytes()
     catalogue = open_catalogue(settings.catalogue)
     started, used = time.perf_counter(), time.process_time()
     planned = plan_night.fn(settings, BASE, catalogue, found)
     seconds, used = time.perf_counter() - started, time.process_time() - used
     merges = subjects * styles * len(settings.methods)
-    peak = _peak_megabytes()
+    peak = peak_megabytes()
     return Cost(night, merges, len(planned.jobs), planned.finished, seconds, used, peak, before)
 
 

@@ -7,7 +7,6 @@ with one adapter in a hundred changed, and a first night that was stopped in the
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,8 @@ from flows.progress import watched
 from tests.catalog.hub_contents import HubServer
 from tests.catalog.hub_server import serving
 from tests.flows.crowd import change, fill, lengthen, scan_night
+
+from .memory import peak_megabytes
 
 CHANGED_EVERY = 100
 
@@ -79,15 +80,7 @@ def _scan(endpoint: str, catalogue: str, night: str, stop_at: int | None) -> _Sc
         opened.dispose()
     seconds = time.monotonic() - started
     usable, used = sum(one.reason is None for one in found), time.process_time() - used
-    return _Scanned(len(found), usable, seconds, used, _peak_megabytes())
-
-
-def _peak_megabytes() -> float:
-    """As Linux counts it; `ru_maxrss` would begin with the peak of whoever started this process."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1000
+    return _Scanned(len(found), usable, seconds, used, peak_megabytes())
 
 
 def _measured(server: HubServer, catalogue: str, night: str, stop_at: int | None = None) -> Cost | None:
