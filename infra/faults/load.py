@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import tempfile
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -32,20 +31,14 @@ def main() -> None:
     said.add_argument("--workers", type=int, default=64)
     said.add_argument("--seconds", type=float, default=0.15, help="what a pair takes, in three naps")
     told = said.parse_args()
-    from parts import raise_fleet
+    from parts import fleet_of
 
     from flows.settings import worker_environment
 
-    with tempfile.TemporaryDirectory(prefix="ziplora-load-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        fleet = raise_fleet(folder, 0)
+    with fleet_of(0) as (folder, fleet):
         environment = worker_environment(None) | fleet.server.environment
         os.environ.update({name: value for name, value in environment.items() if "PREFECT" in name})
-        try:
-            print(json.dumps(_night(folder, fleet, told), indent=1))
-        finally:
-            fleet.stop()
+        print(json.dumps(_night(folder, fleet, told), indent=1))
 
 
 def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]:

@@ -9,16 +9,14 @@ gallery come one after the other, the stages of merges are shared out among the 
 import argparse
 import json
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import yaml
 from checks import ask, broken, progress, start_night
-from parts import raise_fleet
-from rig import write_config, ziplora
+from parts import fleet_of
+from rig import ready, write_config
 
 _STAGES = ("fetch", "merge", "preview", "score", "record")
 _ALONE = ("scan", "plan", "publish", "gallery and snapshot")
@@ -31,33 +29,23 @@ def main() -> int:
     said.add_argument("--side", type=int, default=8)
     said.add_argument("--workers", type=int, default=2)
     told = said.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ziplora-night-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        fleet = raise_fleet(folder, told.workers)
-        try:
-            config = write_config(folder, fleet.catalogue, told.side, 0)
-            settings: dict[str, Any] = yaml.safe_load(config.read_text())
-            settings["methods"] = [{"method": "ziplora"}, {"method": "direct"}]
-            settings["previews"] |= {"seeds": [0, 1], "steps": 20}
-            settings["limits"] = {}
-            config.write_text(yaml.safe_dump(settings))
-            ziplora(fleet, "deploy", str(config))
-            ziplora(fleet, "scan", str(config))
-            wanted = len(json.loads(ziplora(fleet, "plan", str(config), "--json"))["merges"])
-            for machine in fleet.machines:
-                machine.start()
-            moment = datetime.now(UTC) + timedelta(minutes=_SOON_MINUTES)
-            schedule = {"cron": f"{moment.minute} {moment.hour} * * *", "timezone": "UTC"}
-            deployment = ask(fleet.api, "deployments/name/nightly/nightly")["id"]
-            ask(fleet.api, f"deployments/{deployment}/schedules", [{"schedule": schedule, "active": True}])
-            first = _night(fleet.api, deployment, 1)
-            wrong = broken(fleet.catalogue, folder / "store", wanted, scores=6)
-            start_night(fleet.api)
-            second = _night(fleet.api, deployment, 2)
-            done = progress(fleet.catalogue).done
-        finally:
-            fleet.stop()
+    with fleet_of(told.workers) as (folder, fleet):
+        config = write_config(folder, fleet.catalogue, told.side, 0)
+        settings: dict[str, Any] = yaml.safe_load(config.read_text())
+        settings["methods"] = [{"method": "ziplora"}, {"method": "direct"}]
+        settings["previews"] |= {"seeds": [0, 1], "steps": 20}
+        settings["limits"] = {}
+        config.write_text(yaml.safe_dump(settings))
+        wanted = ready(fleet, config)
+        moment = datetime.now(UTC) + timedelta(minutes=_SOON_MINUTES)
+        schedule = {"cron": f"{moment.minute} {moment.hour} * * *", "timezone": "UTC"}
+        deployment = ask(fleet.api, "deployments/name/nightly/nightly")["id"]
+        ask(fleet.api, f"deployments/{deployment}/schedules", [{"schedule": schedule, "active": True}])
+        first = _night(fleet.api, deployment, 1)
+        wrong = broken(fleet.catalogue, folder / "store", wanted, scores=6)
+        start_night(fleet.api)
+        second = _night(fleet.api, deployment, 2)
+        done = progress(fleet.catalogue).done
     work = first.pop("shared") / told.workers + first.pop("alone")
     second.pop("shared"), second.pop("alone")
     first |= {"seconds_of_the_work": round(work, 1), "overhead": round(first["seconds"] / work - 1, 3)}

@@ -7,9 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,7 +137,20 @@ def _postgres(folder: Path, environment: dict[str, str], port: int) -> Part:
     return part
 
 
-def raise_fleet(folder: Path, workers: int) -> Fleet:
+@contextmanager
+def fleet_of(workers: int) -> Iterator[tuple[Path, Fleet]]:
+    """A fleet in a folder of its own, stopped and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ziplora-fleet-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # Postgres is somebody else
+        fleet = _raised(folder, workers)
+        try:
+            yield folder, fleet
+        finally:
+            fleet.stop()
+
+
+def _raised(folder: Path, workers: int) -> Fleet:
     """A fleet with everything in one folder; each machine has a PREFECT_HOME and, to root, a host name of its own."""
     database, port = free_port(), free_port()
     api = f"http://127.0.0.1:{port}/api"

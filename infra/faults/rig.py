@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from typing import Any
 import psutil
 import yaml
 from checks import broken, open_runs, progress, start_night, wait_until_settled
-from parts import Fleet, Part, raise_fleet
+from parts import Fleet, Part, fleet_of
 
 from ziplora.tinyworld.bundle import FILES
 
@@ -171,6 +170,16 @@ def ziplora(fleet: Fleet, *arguments: str) -> str:
     return done.stdout
 
 
+def ready(fleet: Fleet, config: Path) -> int:
+    """Has nights of a CONFIG deployed, and workers wait for them; how many merges one wants: licences forbid some."""
+    print(ziplora(fleet, "deploy", str(config)), file=sys.stderr, flush=True)
+    ziplora(fleet, "scan", str(config))
+    wanted = len(json.loads(ziplora(fleet, "plan", str(config), "--json"))["merges"])
+    for machine in fleet.machines:
+        machine.start()
+    return wanted
+
+
 def do_night(fleet: Fleet, wanted: int, tormentor: Tormentor, start: Any) -> tuple[float, int]:
     """Have nights started, as the schedule would, until so many merges are done; how long and how many it took."""
     began, starts = time.monotonic(), 0
@@ -194,25 +203,18 @@ def main() -> int:
     for name, value in (("seed", 1), ("kills", 200), ("nights", 10), ("workers", 2), ("side", 8), ("minutes", 600)):
         said.add_argument(f"--{name}", type=int, default=value)
     told = said.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ziplora-rig-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        fleet = raise_fleet(folder, told.workers)
+    with fleet_of(told.workers) as (folder, fleet):
         try:
             return _report(folder, fleet, told)
         finally:
-            fleet.stop()
             for machine in fleet.machines:
+                machine.stop()
                 _kill_all(_runs(machine))
 
 
 def _report(folder: Path, fleet: Fleet, told: argparse.Namespace) -> int:
     config = write_config(folder, fleet.catalogue, told.side, 0)
-    print(ziplora(fleet, "deploy", str(config)), flush=True)
-    ziplora(fleet, "scan", str(config))
-    a_night = len(json.loads(ziplora(fleet, "plan", str(config), "--json"))["merges"])  # licences forbid some pairs
-    for machine in fleet.machines:
-        machine.start()
+    a_night = ready(fleet, config)
     tormentor = Tormentor(fleet, plan(told.seed, told.kills))
     tormentor.start()
     end = time.monotonic() + 60 * told.minutes
