@@ -1,9 +1,12 @@
 """What the files of candidates say about themselves: asked of the Hub once for each commit, since it never changes."""
 
+import gc
 import io
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,10 +28,22 @@ READER = 2
 """Of headers; a higher one reads those again that are in a catalogue."""
 _READINGS = 4
 """Of a file that seems bad each time in another way."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Threads that took turns at the headers of a dozen files would hold the thousands of parts of all of them at once."""
 
 
 def place_of(offer: Candidate | Unfit) -> str:
     return facts.key(offer.repository, offer.revision, offer.file_name)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Let the collector pass over what is alive: it would look through all libraries again every few headers."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def headers_of(
@@ -50,7 +65,8 @@ def headers_of(
 
     try:
         contexts = [copy_context() for _ in unread]  # each tells the same watcher
-        said.update(zip(unread, pool.map(look_and_keep, contexts, unread.values()), strict=True))
+        with _frozen():
+            said.update(zip(unread, pool.map(look_and_keep, contexts, unread.values()), strict=True))
     except CatalogueError:
         raise
     except BaseException:
@@ -104,9 +120,11 @@ def _start(offer: Candidate, hub: Hub) -> Start:
 def _described(start: Start, hub: Hub) -> AdapterHeader | Reason:
     size_bytes = start.candidate.size_bytes or len(start.content)
     try:
-        header = read_header(io.BytesIO(start.content), size_bytes)
+        with _ONE_AT_A_TIME:
+            header = read_header(io.BytesIO(start.content), size_bytes)
         config = hub.small_file(start.candidate, CONFIG_NAME) if needs_config(header) else None
-        return describe(header, size_bytes, parse_config(config) if config else None)
+        with _ONE_AT_A_TIME:
+            return describe(header, size_bytes, parse_config(config) if config else None)
     except Refusal as refusal:
         return reason_of(refusal)
 

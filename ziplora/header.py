@@ -22,6 +22,7 @@ _BITS = (
     | dict.fromkeys(("U32", "I32", "F32"), 32)
     | dict.fromkeys(("U64", "I64", "F64", "C64"), 64)
 )
+_ENTRY = frozenset(("dtype", "shape", "data_offsets"))
 _FETCH = "download the file again; if it is the same, ask the author for a sound one."
 _ASK_AUTHOR = "ask the author for a file written by the safetensors library."
 
@@ -165,7 +166,7 @@ def _checked_tensor(name: str, entry: object) -> tuple[StoredTensor, int, int]:
     """The tensor with the begin and end of its bytes."""
     if len(name) > MAX_NAME_CHARACTERS:
         _too_big(f"A tensor's name has {len(name):,} characters", str(MAX_NAME_CHARACTERS))
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY:
         _bad_layout(f"Tensor {quoted(name)} is not described by dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not _whole_numbers(shape) or not _whole_numbers(offsets, 2) or len(shape) > 8:
