@@ -90,8 +90,10 @@ def _by(scorers: Collection[str]) -> ColumnElement[bool]:
 
 def _ranked(scorers: Collection[str]) -> _Merges:
     """The finished merges in the ranking of these scorers."""
+    # No join: Postgres goes through all merges for each ranking as long as it takes tables that grow for small ones.
+    status = select(Merge.status).where(Merge.merge_id == Ranking.merge_id).correlate(Ranking).scalar_subquery()
     merge = select(Ranking.merge_id, Ranking.subject, Ranking.style, Ranking.method, Ranking.score_01)
-    return merge.join(Merge, Merge.merge_id == Ranking.merge_id).where(_by(scorers), Merge.status == "done")
+    return merge.where(_by(scorers), status == "done")
 
 
 def _best_first(merges: _Merges) -> _Merges:
@@ -106,7 +108,7 @@ def _best(
     limit: int | None,
 ) -> list[RankedMerge]:
     """The best of the chosen merges for each different value of `per`, the best of all first."""
-    place = func.row_number().over(partition_by=per, order_by=(Ranking.score_01.desc(), Merge.merge_id))
+    place = func.row_number().over(partition_by=per, order_by=(Ranking.score_01.desc(), Ranking.merge_id))
     placed = _ranked(scorers).where(chosen).add_columns(place.label("place")).subquery().c
     columns = (placed.merge_id, placed.subject, placed.style, placed.method, placed.score_01)
     best = select(*columns).where(placed.place == 1).order_by(placed.score_01.desc(), placed.merge_id).limit(limit)
@@ -116,17 +118,17 @@ def _best(
 
 def best_styles_for(engine: Engine, subject: str, scorers: Collection[str], limit: int = 20) -> list[RankedMerge]:
     """For each style that this subject was merged with, the best merge; the best style first."""
-    return _best(engine, scorers, Merge.subject == subject, (Merge.style,), limit)
+    return _best(engine, scorers, Ranking.subject == subject, (Ranking.style,), limit)
 
 
 def best_subjects_for(engine: Engine, style: str, scorers: Collection[str], limit: int = 20) -> list[RankedMerge]:
     """For each subject that this style was merged with, the best merge; the best subject first."""
-    return _best(engine, scorers, Merge.style == style, (Merge.subject,), limit)
+    return _best(engine, scorers, Ranking.style == style, (Ranking.subject,), limit)
 
 
 def best_method_per_pair(engine: Engine, scorers: Collection[str]) -> list[RankedMerge]:
     """For each pair, the merge by the method that did best."""
-    return _best(engine, scorers, true(), (Merge.subject, Merge.style), None)
+    return _best(engine, scorers, true(), (Ranking.subject, Ranking.style), None)
 
 
 def best_merges(engine: Engine, scorers: Collection[str]) -> Iterator[RankedMerge]:
@@ -189,8 +191,9 @@ def _beats(one: Picked, other: Picked) -> bool:
 def _with_facts(engine: Engine, scorers: Collection[str]) -> _Merges:
     """Ranked merges with what else people choose by."""
     text = and_(Summary.merge_id == Merge.merge_id, Summary.scorer_id == text_scorer(engine))
-    merges = _ranked(scorers).join(_SubjectFile, _SubjectFile.sha256 == Ranking.subject)
-    merges = merges.join(_StyleFile, _StyleFile.sha256 == Ranking.style).outerjoin(Summary, text)
+    merges = _ranked(scorers).join(Merge, Merge.merge_id == Ranking.merge_id).outerjoin(Summary, text)
+    merges = merges.join(_SubjectFile, _SubjectFile.sha256 == Ranking.subject)
+    merges = merges.join(_StyleFile, _StyleFile.sha256 == Ranking.style)
     licences = (_SubjectFile.licence.label("subject_licence"), _StyleFile.licence.label("style_licence"))
     positions = (Ranking.subject_position, Ranking.style_position, Summary.position)
     return merges.add_columns(*licences, *positions, _RANK.label("rank"), _SIZE_BYTES, Merge.finished_at)
@@ -216,7 +219,7 @@ def _licences(engine: Engine) -> _Licences:
 
 def _filters(wanted: Wanted, licences: _Licences) -> Iterator[ColumnElement[bool]]:
     """One condition for each thing that is wanted."""
-    equal = ((Merge.subject, "subject"), (Merge.style, "style"), (Ranking.method, "method"))
+    equal = ((Ranking.subject, "subject"), (Ranking.style, "style"), (Ranking.method, "method"))
     least: tuple[tuple[Any, str], ...] = (
         (Ranking.score_01, "least_score"),
         (Ranking.subject_position, "least_subject"),

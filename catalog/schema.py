@@ -226,6 +226,8 @@ class Ranking(Base):
     __tablename__ = "rankings"
     __table_args__ = (
         Index("rankings_by_score", "subject_scorer", "style_scorer", "score_01"),
+        Index("rankings_by_subject", "subject", "subject_scorer", "style_scorer"),
+        Index("rankings_by_style", "style", "subject_scorer", "style_scorer"),
         {"sqlite_with_rowid": False},
     )
     merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"), primary_key=True)
