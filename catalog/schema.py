@@ -146,7 +146,7 @@ class Merge(Base):
 
     __tablename__ = "merges"
     __table_args__ = (
-        Index("merges_by_subject", "subject", "style"),
+        Index("merges_by_subject", "subject", "style", "merge_id", "status"),  # a plan reads no more than this
         Index("merges_by_style", "style", "subject"),
         Index("merges_by_status", "status"),
         Index("merges_by_finish", "finished_at"),

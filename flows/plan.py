@@ -1,7 +1,7 @@
 """Which merges are still to do: adapters and finished merges in, recipes and skipped pairs out; nothing is touched."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from catalog.licence import combine
 from catalog.names import short
 from flows.settings import Settings
 from ziplora.methods import recipe_for
-from ziplora.recipe import Calibration, JointCalibration, MergeIds, Recipe, References, canonical_json, folder_revision
+from ziplora.recipe import Calibration, JointCalibration, MergeIds, Recipe, References, folder_revision
 from ziplora.store import Store
 
 
@@ -76,10 +76,6 @@ class Job:
         return tuple(" ".join(prompt.split()) for prompt in prompts) or (self.subject.prompt,)
 
 
-_OPEN = "\ue000"
-"""Where a style will stand in a prompt: a sign that means nothing, and is the same in JSON."""
-
-
 class Recipes:
     """A night's recipe for every pair and each of its methods: what all pairs share is worked out once.
 
@@ -89,8 +85,10 @@ class Recipes:
     def __init__(self, settings: Settings, base: Base) -> None:
         self._settings, self._base = settings, base
         self._calibrations: dict[str, Calibration] = {}
+        self._styles: dict[str, Mapping[str, str]] = {}
+        self._subject: Input | None = None
         self._merge_ids: list[MergeIds] = []
-        self._open_prompts: dict[str, str] = {}
+        """Of this subject, by method."""
 
     def of(self, subject: Input, style: Input, number: int) -> Recipe:
         """That of the method with this number in the settings."""
@@ -99,13 +97,20 @@ class Recipes:
         return recipe_for(chosen.method, chosen.parameters, *sides, self._joint(subject, style))
 
     def merge_ids(self, subject: Input, style: Input) -> list[str]:
-        """Those of all methods."""
-        if not self._merge_ids:
-            numbers = range(len(self._settings.methods))
-            self._merge_ids = [MergeIds(self.of(subject, style, number)) for number in numbers]
-        sides = self._calibration(subject), self._calibration(style)
-        prompts = self._joint_prompts_json(subject.slot, style.slot)
-        return [ids.of(*sides, prompts) for ids in self._merge_ids]
+        """Those of all methods; quick if it was the same subject before."""
+        numbers = range(len(self._settings.methods))
+        if self._subject is not subject:
+            texts = (subject.slot, self._base.model, *self._settings.calibration.joint_prompts)
+            self._subject, self._merge_ids = subject, []
+            if not any(MergeIds.MARK in text for text in texts):
+                anybody = replace(style, slot=MergeIds.PLACE)
+                self._merge_ids = [MergeIds(self.of(subject, anybody, number)) for number in numbers]
+        if style.sha256 not in self._styles:
+            self._styles[style.sha256] = MergeIds.of_style(self._calibration(style), style.slot)
+        if not self._merge_ids or not style.slot or style.slot != style.slot.strip():
+            return [self.of(subject, style, number).merge_id for number in numbers]
+        said = self._styles[style.sha256]
+        return [ids.of(said) for ids in self._merge_ids]
 
     def _calibration(self, adapter: Input) -> Calibration:
         if adapter.sha256 not in self._calibrations:
@@ -130,15 +135,6 @@ class Recipes:
             guidance=self._settings.calibration.guidance,
         )
 
-    def _joint_prompts_json(self, subject: str, style: str) -> str:
-        """Those of a pair as canonical JSON; of one subject they are written once, but for the style."""
-        templates = self._settings.calibration.joint_prompts
-        if not style or style != style.strip() or _OPEN in "".join((subject, *templates)):
-            return canonical_json(filled(templates, subject, style))
-        if subject not in self._open_prompts:
-            self._open_prompts = {subject: canonical_json(filled(templates, subject, _OPEN))}
-        return self._open_prompts[subject].replace(_OPEN, canonical_json(style)[1:-1])
-
 
 class Wishes:
     """Which merges a night wants of these adapters; `requested` are pairs of sha256, whatever the patterns say."""
@@ -151,17 +147,29 @@ class Wishes:
         self.turn = {pair: number for number, pair in enumerate(requested)}
         self.recipes = Recipes(settings, base)
         self._settings = settings
+        self._asked = {subject for subject, _ in requested}
+        self._named: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Input]] = {}
+        """The styles by what the patterns say of them, which is the same for most subjects."""
 
-    def styles_for(self, subject: Input, among: Iterable[Input] | None = None) -> list[Input]:
+    def styles_for(self, subject: Input) -> Sequence[Input]:
         """The styles that are wanted for a subject."""
-        pairs = self._settings.pairs
-        included, excluded = (_partners(patterns, subject.name) for patterns in (pairs.include, pairs.exclude))
-        return [
-            style
-            for style in (self.styles.values() if among is None else among)
-            if (subject.sha256, style.sha256) in self.turn
-            or (_is_one_of(included, style.name) and not _is_one_of(excluded, style.name))
-        ]
+        partners = self._partners_of(subject)
+        if partners not in self._named:
+            self._named[partners] = [style for style in self.styles.values() if _is_partner(style.name, *partners)]
+        if subject.sha256 not in self._asked:
+            return self._named[partners]
+        return [style for style in self.styles.values() if self.wants(subject, style)]
+
+    def wants(self, subject: Input, style: Input) -> bool:
+        """Whether this pair is one of them."""
+        asked = (subject.sha256, style.sha256) in self.turn
+        return asked or _is_partner(style.name, *self._partners_of(subject))
+
+    def _partners_of(self, subject: Input) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Patterns of the styles that go with a subject, and of those that do not."""
+        return _partners(self._settings.pairs.include, subject.name), _partners(
+            self._settings.pairs.exclude, subject.name
+        )
 
     def licence(self, subject: Input, style: Input) -> str | Reason | None:
         """That of a merge, or why there is none to be."""
@@ -172,7 +180,7 @@ class Wishes:
     def job_of(self, subject_sha256: str, style_sha256: str, merge_id: str) -> Job | None:
         """A merge of two adapters, if it is wanted."""
         subject, style = self.subjects.get(subject_sha256), self.styles.get(style_sha256)
-        if subject is None or style is None or not self.styles_for(subject, [style]):
+        if subject is None or style is None or not self.wants(subject, style):
             return None
         licence, merge_ids = self.licence(subject, style), self.recipes.merge_ids(subject, style)
         if isinstance(licence, Reason) or merge_id not in merge_ids:
@@ -279,13 +287,13 @@ def _is_named(name: str, pattern: str) -> bool:
     return any(fnmatchcase(said, pattern) for said in (name, short(name), name.rsplit("/", 1)[-1]))
 
 
-def _is_one_of(patterns: Sequence[str], name: str) -> bool:
-    return any(_is_named(name, pattern) for pattern in patterns)
+def _is_partner(style: str, included: Sequence[str], excluded: Sequence[str]) -> bool:
+    return any(_is_named(style, one) for one in included) and not any(_is_named(style, one) for one in excluded)
 
 
-def _partners(pairs: Sequence[str], subject: str) -> list[str]:
+def _partners(pairs: Sequence[str], subject: str) -> tuple[str, ...]:
     """Of patterns of pairs, those of the styles that go with a subject."""
-    return [style for left, style in (pattern.split(" x ") for pattern in pairs) if _is_named(subject, left)]
+    return tuple(style for left, style in (pattern.split(" x ") for pattern in pairs) if _is_named(subject, left))
 
 
 @lru_cache(maxsize=100_000)

@@ -161,34 +161,30 @@ class Recipe:
 
 
 class MergeIds:
-    """The merge ids of recipes that differ from one of them in nothing but their pair.
+    """The merge ids of recipes that differ from one of them in nothing but their style: a million pairs have theirs so.
 
-    What they share is written once: a million pairs are planned by these.
+    What they share is written once. Where a pair's style will be in the one's joint prompts, PLACE is; nothing else in
+    it holds MARK.
     """
 
+    MARK = "\ue000"  # means nothing, and is the same in JSON
+    PLACE = f"{MARK}prompt{MARK}"
+
     def __init__(self, one: Recipe) -> None:
-        facts = one.identity | {"subject_sha256": _slot("subject"), "style_sha256": _slot("style")}
-        if one.subject_calibration:
-            facts["calibrations"] = {name: _slot(f"{name}_calibration") for name in ("subject", "style")}
-        if one.joint:
-            facts["joint"] = facts["joint"] | {"prompts": _slot("prompts")}
-        self._text = re.sub(r'"\\u0000(\w+)\\u0000"', r"%(\1)s", canonical_json(facts).replace("%", "%%"))
+        facts = one.identity | {"style_sha256": f"{self.MARK}style{self.MARK}"}
+        if one.style_calibration:
+            facts["calibrations"] |= {"style": f"{self.MARK}calibration{self.MARK}"}
+        self._text = re.sub(f"{self.MARK}(.+?){self.MARK}", r"%(\1)s", canonical_json(facts).replace("%", "%%"))
 
-    def of(self, subject: Calibration, style: Calibration, joint_prompts: str) -> str:
-        """That of a pair, each adapter named by its calibration, with its joint prompts as canonical JSON."""
-        text = self._text % {
-            "subject": f'"{subject.adapter_sha256}"',
-            "style": f'"{style.adapter_sha256}"',
-            "subject_calibration": f'"{subject.calibration_id}"',
-            "style_calibration": f'"{style.calibration_id}"',
-            "prompts": joint_prompts,
-        }
-        return hashlib.sha256(text.encode()).hexdigest()
+    @staticmethod
+    def of_style(style: Calibration, prompt: str) -> Mapping[str, str]:
+        """What the ids of a style's merges are made with; `prompt` is what stands for it in joint prompts."""
+        said = canonical_json(prompt)[1:-1]
+        return {"style": style.adapter_sha256, "calibration": style.calibration_id, "prompt": said}
 
-
-def _slot(name: str) -> str:
-    """A place in a text; no name of a file or of a model holds the zeros."""
-    return f"\0{name}\0"
+    def of(self, style: Mapping[str, str]) -> str:
+        """The id of the merge with a style, given what `of_style` says of it."""
+        return hashlib.sha256((self._text % style).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
