@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subjects", type=int, default=1000)
     parser.add_argument("--styles", type=int, default=500)
-    parser.add_argument("--times", type=int, default=200, help="that each question is asked")
+    parser.add_argument("--times", type=int, default=1000, help="that each question is asked")
     parser.add_argument("--json", type=Path, help="where the figures are written too")
     options = parser.parse_args(arguments)
     with TemporaryDirectory() as work:
