@@ -123,8 +123,8 @@ def one_builder(path: Path) -> Iterator[Path]:
 def write_snapshot(engine: Engine, path: Path) -> None:
     """Build the DuckDB file of this moment and rename it into place; who has the old one open keeps it."""
     with one_builder(path) as folder:
-        blocks = {"default_block_size": str(_BLOCK_BYTES)}
-        with duckdb.connect(folder / "new.duckdb", config=blocks) as snapshot, reading(engine).connect() as connection:
+        snapshot = duckdb.connect(folder / "new.duckdb", config={"default_block_size": _BLOCK_BYTES})
+        with snapshot, reading(engine).connect() as connection:
             snapshot.execute("SET pandas_analyze_sample = 0")  # it would guess a type from the first rows
             snapshot.execute("ATTACH ? AS unsorted", [str(folder / "unsorted.duckdb")])
             for table in Base.metadata.sorted_tables:
