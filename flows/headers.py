@@ -4,9 +4,8 @@ import gc
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -36,16 +35,6 @@ def place_of(offer: Candidate | Unfit) -> str:
     return facts.key(offer.repository, offer.revision, offer.file_name)
 
 
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Let the collector pass over what is alive: it would look through all libraries again every few headers."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def headers_of(
     piece: Sequence[Candidate | Unfit], hub: Hub, catalogue: Catalogue | None, pool: ThreadPoolExecutor
 ) -> Mapping[str, Header | Reason]:
@@ -63,16 +52,17 @@ def headers_of(
             new.append(one)
         return one
 
+    gc.freeze()  # or the collector looks through all libraries again every few headers
     try:
         contexts = [copy_context() for _ in unread]  # each tells the same watcher
-        with _frozen():
-            said.update(zip(unread, pool.map(look_and_keep, contexts, unread.values()), strict=True))
+        said.update(zip(unread, pool.map(look_and_keep, contexts, unread.values()), strict=True))
     except CatalogueError:
         raise
     except BaseException:
         hub.stop()
         raise
     finally:  # whoever stops a scan does not lose what was read
+        gc.unfreeze()
         if catalogue is not None and new:
             record.record_headers(catalogue, new)
     return said

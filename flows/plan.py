@@ -105,10 +105,10 @@ class Recipes:
             if not any(MergeIds.MARK in text for text in texts):
                 anybody = replace(style, slot=MergeIds.PLACE)
                 self._merge_ids = [MergeIds(self.of(subject, anybody, number)) for number in numbers]
-        if style.sha256 not in self._styles:
-            self._styles[style.sha256] = MergeIds.of_style(self._calibration(style), style.slot)
         if not self._merge_ids or not style.slot or style.slot != style.slot.strip():
             return [self.of(subject, style, number).merge_id for number in numbers]
+        if style.sha256 not in self._styles:
+            self._styles[style.sha256] = MergeIds.of_style(self._calibration(style), style.slot)
         said = self._styles[style.sha256]
         return [ids.of(said) for ids in self._merge_ids]
 
@@ -136,6 +136,10 @@ class Recipes:
         )
 
 
+_Partners = tuple[tuple[str, ...], tuple[str, ...]]
+"""Patterns of the styles that go with a subject, and of those that do not."""
+
+
 class Wishes:
     """Which merges a night wants of these adapters; `requested` are pairs of sha256, whatever the patterns say."""
 
@@ -148,7 +152,7 @@ class Wishes:
         self.recipes = Recipes(settings, base)
         self._settings = settings
         self._asked = {subject for subject, _ in requested}
-        self._named: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Input]] = {}
+        self._named: dict[_Partners, list[Input]] = {}
         """The styles by what the patterns say of them, which is the same for most subjects."""
 
     def styles_for(self, subject: Input) -> Sequence[Input]:
@@ -158,18 +162,18 @@ class Wishes:
             self._named[partners] = [style for style in self.styles.values() if _is_partner(style.name, *partners)]
         if subject.sha256 not in self._asked:
             return self._named[partners]
-        return [style for style in self.styles.values() if self.wants(subject, style)]
+        return [style for style in self.styles.values() if self._is_wanted(subject, style, partners)]
 
     def wants(self, subject: Input, style: Input) -> bool:
         """Whether this pair is one of them."""
-        asked = (subject.sha256, style.sha256) in self.turn
-        return asked or _is_partner(style.name, *self._partners_of(subject))
+        return self._is_wanted(subject, style, self._partners_of(subject))
 
-    def _partners_of(self, subject: Input) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Patterns of the styles that go with a subject, and of those that do not."""
-        return _partners(self._settings.pairs.include, subject.name), _partners(
-            self._settings.pairs.exclude, subject.name
-        )
+    def _is_wanted(self, subject: Input, style: Input, partners: _Partners) -> bool:
+        return (subject.sha256, style.sha256) in self.turn or _is_partner(style.name, *partners)
+
+    def _partners_of(self, subject: Input) -> _Partners:
+        pairs = self._settings.pairs
+        return _partners(pairs.include, subject.name), _partners(pairs.exclude, subject.name)
 
     def licence(self, subject: Input, style: Input) -> str | Reason | None:
         """That of a merge, or why there is none to be."""

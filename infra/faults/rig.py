@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -187,12 +188,10 @@ def do_night(fleet: Fleet, wanted: int, tormentor: Tormentor, start: Any) -> tup
     while progress(fleet.catalogue).done < wanted:
         if time.monotonic() - began > _NIGHT_SECONDS:
             break
-        try:
+        with suppress(OSError):  # the server is one of the victims: it is asked again
             if not open_runs(fleet.api, "nightly"):
                 start()
                 starts += 1
-        except OSError:
-            pass
         time.sleep(2)
     tormentor.busy.clear()
     return time.monotonic() - began, starts
