@@ -122,6 +122,15 @@ def one_builder(path: Path) -> Iterator[Path]:
 
 def write_snapshot(engine: Engine, path: Path) -> None:
     """Build the DuckDB file of this moment and rename it into place; who has the old one open keeps it."""
+    try:
+        _write(engine, path)
+    except (duckdb.Error, OSError) as error:
+        code = "DISK_FULL" if "no space left" in str(error).lower() else "SNAPSHOT_UNWRITTEN"
+        sentence = f"{path} cannot be written ({_said(error)}). Is there room, and may it be written?"
+        raise CatalogueError(code, sentence) from error
+
+
+def _write(engine: Engine, path: Path) -> None:
     with one_builder(path) as folder:
         snapshot = duckdb.connect(folder / "new.duckdb", config={"default_block_size": _BLOCK_BYTES})
         with snapshot, reading(engine).connect() as connection:
@@ -163,7 +172,7 @@ def _building(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _said(error: duckdb.Error) -> str:
+def _said(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 

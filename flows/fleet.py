@@ -37,6 +37,7 @@ from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, s
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
 from flows.batch import merge_batch, undone
+from flows.fresh_snapshot import FreshSnapshot
 from flows.gone import GONE, SILENT
 from flows.packing import packed
 from flows.plan import Base, Job
@@ -65,6 +66,7 @@ class Night:
     catalogue: Catalogue
     workers: Workers
     until: datetime
+    snapshot: FreshSnapshot
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
 
@@ -104,6 +106,7 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
     while batches:
         batch = batches.pop(0)
         merge_batch(night.settings, night.base, night.night_id, batch.number, batch.jobs, night.until)
+        night.snapshot.renew()
         again = _rest(night, batch, "It ended with merges left.")
         if isinstance(again, Batch):
             batches.insert(0, again)
@@ -133,6 +136,7 @@ def _by_pool(night: Night, batches: list[Batch], show: Callable[[int, int], None
             elif again is not None:
                 lost.append((f"batch {batch.number}", again))
             show(total - sum(len(one.jobs) for one in (*running.values(), *waiting)), total)
+            night.snapshot.renew()
     return lost
 
 

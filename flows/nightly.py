@@ -27,6 +27,7 @@ from catalog.story import night_summary
 from flows.alerts import night_ended, send_report
 from flows.artifacts import show_extremes, show_night, show_troubles
 from flows.fleet import Night, Workers, clear_up, merge_all
+from flows.fresh_snapshot import FreshSnapshot
 from flows.missing import look_over
 from flows.plan import Base, Job, Plan, Wishes, base_of, input_of, nothing_known, plan
 from flows.progress import tell_pause
@@ -155,7 +156,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     misunderstood = ask_for(catalogue, requests)
     base = base_of(settings)
     until = began + timedelta(seconds=settings.limits.seconds)
-    night = Night(night_id, settings, base, catalogue, workers, until)
+    night = Night(night_id, settings, base, catalogue, workers, until, FreshSnapshot(catalogue, settings.snapshot))
     clear_up(night)
     planned = plan_night(settings, base, catalogue, found)
     log.info(

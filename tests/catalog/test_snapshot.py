@@ -1,6 +1,8 @@
 """The snapshot is whole whenever it is opened, holds every row, and needs nothing but DuckDB."""
 
 import json
+import resource
+import signal
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -131,6 +133,26 @@ def test_parquet_that_cannot_be_written_is_told_and_what_was_there_stays(filled:
     (tmp_path / "file").touch()
     with pytest.raises(CatalogueError, match="NOT_WRITABLE"):
         export_parquet(snapshot, tmp_path / "file")
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_and_the_old_one_stays(filled: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    write_snapshot(filled, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk does
+    try:
+        with pytest.raises(CatalogueError, match=r"SNAPSHOT_UNWRITTEN.*catalog\.duckdb cannot be written"):
+            write_snapshot(filled, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    assert sorted(found.name for found in tmp_path.glob("*catalog.duckdb*")) == [
+        ".catalog.duckdb.lock",
+        "catalog.duckdb",
+    ]
 
 
 def test_an_old_reader_keeps_its_file_and_nothing_is_left_over(filled: Engine, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from catalog import record
 from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, running_merge_ids
 from catalog.schema import Catalogue, Merge, open_catalogue
+from catalog.snapshot import ask
 from flows import fleet
 from flows.nightly import nightly
 from flows.plan import Job
@@ -111,6 +112,20 @@ def test_a_merge_that_was_stopped_is_planned_and_no_try_counts(place: Settle, mo
     assert (row.status, row.attempts) == ("planned", 0)
 
 
+def test_the_snapshot_shows_what_earlier_batches_made(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT, limits={"batch": 2})
+    seen: list[int | None] = []
+
+    def merge(worker: Worker, job: Job, progress: Progress) -> MergeResult:
+        path = there.folder / "catalog.duckdb"
+        seen.append(ask(path, "SELECT count(*) FROM finished_merges")[1][0][0] if path.is_file() else None)
+        return _MERGE(worker, job, progress)
+
+    monkeypatch.setattr(Worker, "merge", merge)
+    nightly(str(there.config))
+    assert seen == [None, None, 2, 2]
+
+
 def test_the_catalogue_has_a_merge_as_running_while_it_is_done(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
     there = place(methods=DIRECT)
     seen = []
@@ -173,7 +188,8 @@ def test_the_server_holds_few_batches_more_than_there_are_workers(monkeypatch: p
         monkeypatch.setattr(fleet, name, fake)
     monkeypatch.setattr(fleet, "_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(fleet, "get_run_logger", lambda: logging.getLogger("a night"))
-    night: Any = SimpleNamespace(until=datetime.now(UTC) + timedelta(hours=1))
+    snapshot = SimpleNamespace(renew=lambda: None)
+    night: Any = SimpleNamespace(until=datetime.now(UTC) + timedelta(hours=1), snapshot=snapshot)
     assert fleet._by_pool(night, [fleet.Batch(number, ()) for number in range(50)], lambda *_: None) == []  # noqa: SLF001
     assert sorted(started) == [*range(50), 100]
     assert started.index(100) < started.index(20), "what came back goes first"
