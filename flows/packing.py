@@ -7,9 +7,9 @@ from statistics import fmean
 
 from flows.plan import Job
 
-_SHARES = 3
-"""Batches for each of several workers, so that they end at about the same time."""
-_LEAST_SECONDS, _MOST_SECONDS = 60.0, 1800.0
+_SHARES = 2
+"""Batches for each of several workers, so that they end at about the same time. Each stands still between two."""
+_LEAST_SECONDS, _MOST_SECONDS = 180.0, 1800.0
 """A batch is worth the start of its process, and still small when a worker ends before it."""
 
 

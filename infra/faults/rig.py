@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any
 
 import psutil
@@ -55,7 +55,7 @@ def plan(seed: int, kills: int) -> Iterator[Hit]:
     dice = random.Random(seed)
     for _ in range(kills):
         victim = dice.choices(list(_VICTIMS), weights=list(_VICTIMS.values()))[0]
-        yield Hit(dice.uniform(5, 45), victim, dice.uniform(0, 10), dice.random())
+        yield Hit(dice.uniform(4, 24), victim, dice.uniform(0, 10), dice.random())
 
 
 class Tormentor(Thread):
@@ -74,10 +74,33 @@ class Tormentor(Thread):
                 self.busy.wait()
                 time.sleep(0.5)
                 waited += 0.5
-            if self._strike(hit):
-                self.done[hit.victim] += 1
-                self.came_back.append((time.time(), hit.victim))
+            if hit.victim == "pause":
+                self._pause(hit.choice)
+            elif self._strike(hit):
+                self._count(hit.victim)
         self.over.set()
+
+    def _count(self, victim: str) -> None:
+        self.done[victim] += 1
+        self.came_back.append((time.time(), victim))
+
+    def _pause(self, choice: float) -> None:
+        """Stop a run; the next blows fall while it stands still."""
+        among = self._processes("pause")
+        if not among:
+            return
+        victim = among[int(choice * len(among))]
+
+        def go_on() -> None:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGCONT)
+            self._count("pause")
+
+        with suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGSTOP)
+            timer = Timer(_PAUSE_SECONDS, go_on)
+            timer.daemon = True
+            timer.start()
 
     def _strike(self, hit: Hit) -> bool:
         if hit.victim in ("server", "postgres"):
@@ -99,10 +122,7 @@ class Tormentor(Thread):
             return False
         victim = among[int(hit.choice * len(among))]
         try:
-            victim.send_signal(signal.SIGSTOP if hit.victim == "pause" else signal.SIGKILL)
-            if hit.victim == "pause":
-                time.sleep(_PAUSE_SECONDS)
-                victim.send_signal(signal.SIGCONT)
+            victim.kill()
         except psutil.NoSuchProcess:
             return False
         return True
