@@ -185,6 +185,21 @@ class Tombstone:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Merges that one process was given together in a night, and how it ended."""
+
+    night_id: str
+    number: int
+    merges: int
+    """How many it was given; a later batch has those that it left."""
+    started_at: datetime | None
+    """None: no worker took it."""
+    ended_at: datetime
+    ended: str
+    """`Completed`, or what became of its process."""
+
+
+@dataclass(frozen=True)
 class ScoreSummary:
     """What one scorer saw in all pictures of a merge, as means."""
 

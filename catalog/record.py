@@ -109,6 +109,13 @@ def record_night_finished(engine: Engine, night_id: str, summary: Mapping[str, A
         _count_roughly(connection)
 
 
+def record_batch(engine: Engine, batch: facts.Batch) -> None:
+    """A batch of a night that was started has ended; its first end counts."""
+    row = {"batch_id": facts.key(batch.night_id, batch.number), **vars(batch)}
+    with engine.begin() as connection:
+        _put_new(connection, schema.Batch, row)
+
+
 def _count_roughly(connection: Connection) -> None:
     """Tell SQLite how its tables have grown, a matter of milliseconds: else it chooses indexes that suit small ones."""
     if connection.dialect.name == "sqlite":

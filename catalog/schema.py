@@ -80,6 +80,20 @@ class Night(Base):
     summary: Mapped[dict[str, Any] | None]
 
 
+class Batch(Base):
+    """Merges that one process was given together, and how it ended."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_by_night", "night_id"),)
+    batch_id: Mapped[str] = _id()
+    night_id: Mapped[str] = mapped_column(String(64), ForeignKey("nights.night_id"))
+    number: Mapped[int]
+    merges: Mapped[int]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime]
+    ended: Mapped[str]
+
+
 class Adapter(Base):
     """A LoRA file, known by its content."""
 

@@ -124,7 +124,7 @@ def write_snapshot(engine: Engine, path: Path) -> None:
     """Build the DuckDB file of this moment and rename it into place; who has the old one open keeps it."""
     try:
         _write(engine, path)
-    except (duckdb.Error, OSError) as error:
+    except duckdb.Error as error:
         code = "DISK_FULL" if "no space left" in str(error).lower() else "SNAPSHOT_UNWRITTEN"
         sentence = f"{path} cannot be written ({_said(error)}). Is there room, and may it be written?"
         raise CatalogueError(code, sentence) from error
@@ -172,7 +172,7 @@ def _building(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _said(error: Exception) -> str:
+def _said(error: duckdb.Error) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 

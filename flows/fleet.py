@@ -30,7 +30,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from pydantic import TypeAdapter
 
-from catalog import record
+from catalog import facts, record
 from catalog.errors import CatalogueError
 from catalog.facts import Reason
 from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method, unfinished_nights
@@ -105,7 +105,9 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
     lost = []
     while batches:
         batch = batches.pop(0)
+        began = datetime.now(UTC)
         merge_batch(night.settings, night.base, night.night_id, batch.number, batch.jobs, night.until)
+        _record(night, batch, began, datetime.now(UTC), "Completed")
         night.snapshot.renew()
         again = _rest(night, batch, "It ended with merges left.")
         if isinstance(again, Batch):
@@ -204,6 +206,7 @@ def _settle(night: Night, batch: Batch, run: FlowRun) -> Batch | Reason | None:
     """What to do after a batch that has ended: its rest in a new one, no more, or nothing."""
     state = run.state
     ended = f"{state.name} {state.message or ''}".strip() if state else "nobody knows how"
+    _record(night, batch, run.start_time, run.end_time or datetime.now(UTC), ended)
     if state is not None and state.type == StateType.CANCELLED:
         return Reason("BATCH_LOST", f"Batch {batch.number} ended: {ended}.", "its rest is done the next night.")
     merge_ids = [job.recipe.merge_id for job in batch.jobs]
@@ -213,6 +216,11 @@ def _settle(night: Night, batch: Batch, run: FlowRun) -> Batch | Reason | None:
         else:
             record.record_interrupted(night.catalogue, merge_id)
     return _rest(night, batch, ended)
+
+
+def _record(night: Night, batch: Batch, started_at: datetime | None, ended_at: datetime, ended: str) -> None:
+    number, merges = batch.number, len(batch.jobs)
+    record.record_batch(night.catalogue, facts.Batch(night.night_id, number, merges, started_at, ended_at, ended))
 
 
 def _rest(night: Night, batch: Batch, ended: str) -> Batch | Reason | None:

@@ -27,7 +27,7 @@ class FreshSnapshot:
             return
         try:
             write_snapshot(self.catalogue, self.path)
-        except CatalogueError as error:
+        except (CatalogueError, OSError) as error:
             get_run_logger().warning("The snapshot stays as it is: %s", error)
         ended = time.monotonic()
         self._due = ended + (ended - began) / _SHARE

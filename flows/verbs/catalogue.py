@@ -1,6 +1,7 @@
 """Questions to a catalogue, and wishes."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -97,6 +98,11 @@ def query(
     else:
         raise Problem("USAGE", "It takes a question in SQL, or --parquet FOLDER.", "ziplora query --help")
     if as_json:
-        show.print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        show.print_json([dict(zip(columns, map(_finite, row), strict=True)) for row in rows])
     else:
         show.print_table(title, columns, rows)
+
+
+def _finite(value: object) -> object:
+    """JSON has no word for NaN and infinities."""
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -112,7 +112,7 @@ def test_an_upgrade_ranks_what_was_scored_before(
     record.record_scores(scored, [score(unplaced, "dino", None), score(unplaced, "dino", 0.5, seed=1)])
     written = [rows(scored, table) for table in (schema.Summary, schema.Ranking)]
     with scored.begin() as connection:
-        for name in ("rankings", "summaries", "tombstones", *newer):
+        for name in ("batches", "rankings", "summaries", "tombstones", *newer):
             connection.execute(text(f"DROP TABLE {name}"))
         connection.execute(text("DROP INDEX merges_by_finish"))
         connection.execute(text("ALTER TABLE publications DROP COLUMN folder"))

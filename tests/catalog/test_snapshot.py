@@ -37,6 +37,7 @@ def filled(catalogue: Engine) -> Engine:
     record.record_failed(catalogue, merge(method="direct"), DIVERGED, NIGHT, minutes(1))
     record.record_request(catalogue, DOG, NEON, minutes(2))
     record.record_publication(catalogue, facts.Publication(merge().merge_id, "me/dog", "committed", "abc", minutes(3)))
+    record.record_batch(catalogue, facts.Batch(NIGHT, 1, 2, None, minutes(3), HOSTILE))
     record.record_tombstones(catalogue, [facts.Tombstone("repository", "you/x", HOSTILE, minutes(4))], [])
     return catalogue
 

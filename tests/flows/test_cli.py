@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from safetensors.torch import load_file
@@ -122,6 +123,18 @@ def test_the_snapshot_answers_sql(night: tuple[Place, Report], ziplora: Ziplora)
     at = ("--snapshot", night[0].folder / "catalog.duckdb")
     assert ziplora("query", "SELECT 1 AS one", *at, "--json").document == [{"one": 1}]
     assert "1 rows" in ziplora("query", "SELECT count(*) FROM merges", *at).out
+    moments = "DATE '2026-11-26' AS day, TIME '02:00:00' AS hour, INTERVAL 90 SECOND AS took"
+    odd = f"SELECT {moments}, 0.25 AS share, 'nan'::DOUBLE AS nothing, 'a'::BLOB AS bytes, '{UUID(int=1)}'::UUID AS id"
+    said = {
+        "day": "2026-11-26",
+        "hour": "02:00:00",
+        "took": "0:01:30",
+        "share": 0.25,
+        "nothing": None,
+        "bytes": "61",
+        "id": str(UUID(int=1)),
+    }
+    assert ziplora("query", odd, *at, "--json").document == [said]
 
 
 def test_the_snapshot_goes_out_as_parquet(night: tuple[Place, Report], ziplora: Ziplora, tmp_path: Path) -> None:

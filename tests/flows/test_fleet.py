@@ -126,6 +126,15 @@ def test_the_snapshot_shows_what_earlier_batches_made(place: Settle, monkeypatch
     assert seen == [None, None, 2, 2]
 
 
+def test_a_night_tells_of_its_batches(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT, limits={"batch": 3})
+    _fails(monkeypatch, 1, Failure("OUT_OF_MEMORY", "The device cpu ran out of memory.", "take another."))
+    report = nightly(str(there.config))
+    question = "SELECT night_id, number, merges, ended, started_at <= ended_at FROM batches ORDER BY number"
+    _, rows = ask(there.folder / "catalog.duckdb", question)
+    assert rows == [(report.night_id, number, merges, "Completed", True) for number, merges in ((1, 3), (2, 1), (3, 3))]
+
+
 def test_the_catalogue_has_a_merge_as_running_while_it_is_done(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
     there = place(methods=DIRECT)
     seen = []
