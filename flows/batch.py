@@ -1,10 +1,15 @@
 """One warm worker and a batch of pairs: every stage of every pair is a task, and no failure ends the batch."""
 
+import json
 import time
+import zlib
+from base64 import b85decode, b85encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 from prefect import flow, get_run_logger
+from pydantic import BeforeValidator, TypeAdapter, WithJsonSchema
 
 from catalog.hub_errors import UNANSWERED
 from catalog.queries import finished_merge_ids
@@ -23,9 +28,22 @@ from ziplora.memory import free_bytes
 _MEMORY_SECONDS = 30.0
 
 
+def compressed(jobs: Sequence[Job]) -> str:
+    """Jobs as a parameter of `merge_batch`: whoever asks for work is told the parameters of all that waits."""
+    return b85encode(zlib.compress(TypeAdapter(Sequence[Job]).dump_json(jobs))).decode()
+
+
+def _decompressed(jobs: object) -> object:
+    return json.loads(zlib.decompress(b85decode(jobs))) if isinstance(jobs, str) else jobs
+
+
+Jobs = Annotated[tuple[Job, ...], BeforeValidator(_decompressed), WithJsonSchema({"type": "string"})]
+"""Jobs, or what `compressed` makes of them."""
+
+
 @flow(name="merge-batch", flow_run_name="batch {number} of {night_id}", log_prints=False)
 def merge_batch(
-    settings: Settings, base: Base, night_id: str, number: int, jobs: tuple[Job, ...], until: datetime
+    settings: Settings, base: Base, night_id: str, number: int, jobs: Jobs, until: datetime
 ) -> list[Outcome]:
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
     store = settings.store_folder

@@ -28,7 +28,6 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
-from pydantic import TypeAdapter
 
 from catalog import facts, record
 from catalog.errors import CatalogueError
@@ -36,7 +35,7 @@ from catalog.facts import Reason
 from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method, unfinished_nights
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
-from flows.batch import merge_batch, undone
+from flows.batch import compressed, merge_batch, undone
 from flows.fresh_snapshot import FreshSnapshot
 from flows.gone import GONE, SILENT
 from flows.packing import packed
@@ -174,7 +173,7 @@ def start_batch(night: Night, batch: Batch) -> UUID:
         "base": asdict(night.base),
         "night_id": night.night_id,
         "number": batch.number,
-        "jobs": TypeAdapter(tuple[Job, ...]).dump_python(batch.jobs, mode="json"),
+        "jobs": compressed(batch.jobs),
         "until": night.until.isoformat(),
     }
     try:

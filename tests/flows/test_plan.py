@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.facts import Role
+from flows.batch import compressed, merge_batch
 from flows.packing import packed
 from flows.plan import Base, Input, Plan, Recipes, base_of, plan, slot_of
 from flows.settings import Settings, parse_settings
@@ -241,6 +243,14 @@ def test_batches_are_cut_by_what_merges_took_and_keep_the_methods_of_a_pair_toge
     assert [len(batch) for batch in cut] == [2] * (len(jobs) // 2)
     assert all(len({(job.subject.sha256, job.style.sha256) for job in batch}) == 1 for batch in cut)
     assert [job for batch in cut for job in batch] == list(jobs)
+
+
+def test_a_batch_comes_out_of_its_parameter_as_it_went_in_and_is_short_in_it() -> None:
+    methods = [{"method": "ziplora", "parameters": {"steps": steps}} for steps in (10, 20)]
+    jobs = _planned(_settings(methods=methods)).jobs
+    parameters = {"settings": _settings(), "base": BASE, "night_id": "n", "number": 1, "until": datetime.now(UTC)}
+    assert merge_batch.validate_parameters({**parameters, "jobs": compressed(jobs)})["jobs"] == jobs
+    assert len(compressed(jobs)) < len(repr(jobs)) / 5
 
 
 def test_several_workers_share_a_short_night() -> None:
