@@ -69,6 +69,14 @@ def _adapter() -> Mapped[str]:
     return mapped_column(String(64), ForeignKey("adapters.sha256"))
 
 
+def _night() -> Mapped[str]:
+    return mapped_column(String(64), ForeignKey("nights.night_id"))
+
+
+def _merge() -> Mapped[str]:
+    return mapped_column(String(64), ForeignKey("merges.merge_id"))
+
+
 class Night(Base):
     """One run of the whole pipeline."""
 
@@ -86,7 +94,7 @@ class Batch(Base):
     __tablename__ = "batches"
     __table_args__ = (Index("batches_by_night", "night_id"),)
     batch_id: Mapped[str] = _id()
-    night_id: Mapped[str] = mapped_column(String(64), ForeignKey("nights.night_id"))
+    night_id: Mapped[str] = _night()
     number: Mapped[int]
     merges: Mapped[int]
     started_at: Mapped[datetime | None]
@@ -144,7 +152,7 @@ class Refusal(Base):
     __tablename__ = "refusals"
     __table_args__ = (Index("refusals_by_night", "night_id"),)
     refusal_id: Mapped[str] = _id()
-    night_id: Mapped[str] = mapped_column(String(64), ForeignKey("nights.night_id"))
+    night_id: Mapped[str] = _night()
     repository: Mapped[str]
     revision: Mapped[str]
     file_name: Mapped[str]
@@ -189,8 +197,8 @@ class Failure(Base):
     __tablename__ = "failures"
     __table_args__ = (Index("failures_by_night", "night_id"), Index("failures_by_merge", "merge_id"))
     failure_id: Mapped[str] = _id()
-    merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"))
-    night_id: Mapped[str] = mapped_column(String(64), ForeignKey("nights.night_id"))
+    merge_id: Mapped[str] = _merge()
+    night_id: Mapped[str] = _night()
     code: Mapped[str]
     fact: Mapped[str]
     next_step: Mapped[str]
@@ -203,7 +211,7 @@ class Score(Base):
     __tablename__ = "scores"
     __table_args__ = (Index("scores_by_merge", "merge_id", "scorer_id"),)
     score_id: Mapped[str] = _id()
-    merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"))
+    merge_id: Mapped[str] = _merge()
     scorer_id: Mapped[str]
     prompt: Mapped[str]
     seed: Mapped[int] = mapped_column(BigInteger)
@@ -271,7 +279,7 @@ class Publication(Base):
 
     __tablename__ = "publications"
     publication_id: Mapped[str] = _id()
-    merge_id: Mapped[str] = mapped_column(String(64), ForeignKey("merges.merge_id"))
+    merge_id: Mapped[str] = _merge()
     repository: Mapped[str]
     status: Mapped[PublicationStatus]
     commit: Mapped[str | None]

@@ -107,12 +107,13 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
         began = datetime.now(UTC)
         merge_batch(night.settings, night.base, night.night_id, batch.number, batch.jobs, night.until)
         _record(night, batch, began, datetime.now(UTC), "Completed")
-        night.snapshot.renew()
         again = _rest(night, batch, "It ended with merges left.")
         if isinstance(again, Batch):
             batches.insert(0, again)
         elif again is not None:
             lost.append((f"batch {batch.number}", again))
+        if batches:  # or the end of the night writes it
+            night.snapshot.renew()
     return lost
 
 
@@ -137,7 +138,8 @@ def _by_pool(night: Night, batches: list[Batch], show: Callable[[int, int], None
             elif again is not None:
                 lost.append((f"batch {batch.number}", again))
             show(total - sum(len(one.jobs) for one in (*running.values(), *waiting)), total)
-            night.snapshot.renew()
+            if running or waiting:  # or the end of the night writes it
+                night.snapshot.renew()
     return lost
 
 

@@ -75,7 +75,7 @@ class Tormentor(Thread):
                 time.sleep(0.5)
                 waited += 0.5
             if hit.victim == "pause":
-                self._pause(hit.choice)
+                self._pause(hit)
             elif self._strike(hit):
                 self._count(hit.victim)
         self.over.set()
@@ -84,12 +84,11 @@ class Tormentor(Thread):
         self.done[victim] += 1
         self.came_back.append((time.time(), victim))
 
-    def _pause(self, choice: float) -> None:
+    def _pause(self, hit: Hit) -> None:
         """Stop a run; the next blows fall while it stands still."""
-        among = self._processes("pause")
-        if not among:
+        victim = self._chosen(hit)
+        if victim is None:
             return
-        victim = among[int(choice * len(among))]
 
         def go_on() -> None:
             with suppress(psutil.NoSuchProcess):
@@ -117,15 +116,18 @@ class Tormentor(Thread):
             time.sleep(hit.away)
             machine.start()
             return True
-        among = self._processes(hit.victim)
-        if not among:
+        victim = self._chosen(hit)
+        if victim is None:
             return False
-        victim = among[int(hit.choice * len(among))]
         try:
             victim.kill()
         except psutil.NoSuchProcess:
             return False
         return True
+
+    def _chosen(self, hit: Hit) -> psutil.Process | None:
+        among = self._processes(hit.victim)
+        return among[int(hit.choice * len(among))] if among else None
 
     def _processes(self, victim: str) -> list[psutil.Process]:
         machines = self.fleet.machines
