@@ -1,4 +1,4 @@
-"""One warm worker and a batch of pairs: every stage of every pair is a task, and no failure ends the batch."""
+"""One warm worker and a batch of pairs: every pair is a task, and no failure ends the batch."""
 
 import json
 import time
@@ -20,7 +20,7 @@ from flows.progress import ends_when_silent, tell
 from flows.settings import Settings
 from flows.sharing_worker import worker_for
 from flows.short_list import lacking_pictures
-from flows.tasks import fetch_pair, merge_pair, preview_pair, record_pair, score_pair
+from flows.tasks import complete_pair
 from flows.trouble import reason_of
 from flows.worker import CRASHES, Worker, size_bytes
 from ziplora.memory import free_bytes
@@ -88,15 +88,10 @@ def undone(settings: Settings, catalogue: Catalogue, jobs: Sequence[Job]) -> tup
 
 
 def _outcome(worker: Worker, job: Job, night_id: str) -> Outcome:
-    merge_id = job.recipe.merge_id
+    merge_id, began = job.recipe.merge_id, time.monotonic()
     with worker.begun(job, night_id):
         try:
-            if not {job.subject.sha256, job.style.sha256} <= worker.at_hand:
-                fetch_pair(worker, job, night_id)
-            result = merge_pair(worker, job)
-            pictures = preview_pair(worker, job)
-            rows = score_pair(worker, job, pictures)
-            positions = record_pair(worker, job, night_id, result, rows)
+            done = complete_pair(worker, job, night_id)
         except Exception as error:  # noqa: BLE001 - whatever one pair does, the night goes on
             reason = reason_of(error)
             get_run_logger().warning("%s: %s %s", job.name, reason.code, reason.fact)
@@ -105,6 +100,7 @@ def _outcome(worker: Worker, job: Job, night_id: str) -> Outcome:
             else:
                 worker.record_failure(job, night_id, reason)
             return Outcome(merge_id, job.name, {}, 0.0, None, reason)
-    scores = ", ".join(f"{metric} {position:.2f}" for metric, position in positions.items())
-    get_run_logger().info("%s: merged in %.1f s; positions: %s.", job.name, result.seconds, scores)
-    return Outcome(merge_id, job.name, positions, result.seconds, pictures.merge.paths[0], None)
+    scores = ", ".join(f"{metric} {position:.2f}" for metric, position in done.positions.items())
+    took = (done.result.seconds, time.monotonic() - began)
+    get_run_logger().info("%s: merged in %.1f s, done in %.1f s; positions: %s.", job.name, *took, scores)
+    return Outcome(merge_id, job.name, done.positions, done.result.seconds, done.pictures.merge.paths[0], None)

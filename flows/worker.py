@@ -47,6 +47,16 @@ class Pictures:
     style: PreviewResult
 
 
+@dataclass(frozen=True)
+class Completed:
+    """What came of a pair."""
+
+    result: MergeResult
+    pictures: Pictures
+    positions: dict[str, float]
+    """Mean position between floor and ceiling by metric."""
+
+
 class Worker:
     """The stages of a pair on one device, for one night."""
 
@@ -84,6 +94,12 @@ class Worker:
         )
         device, _ = device_named(self.settings.device)
         return tuple(load_scorer(spec, device) for spec in specs)
+
+    def fetch_pair(self, job: Job, night_id: str) -> None:
+        """Have both adapters on this disk; what this worker has seen to be whole is not read again."""
+        for adapter in (job.subject, job.style):
+            if adapter.sha256 not in self.at_hand:
+                self.fetch(adapter, night_id)
 
     def fetch(self, adapter: Input, night_id: str) -> None:
         """Have an adapter on this disk, whole: a copy whose bytes have changed here is set aside, and brought again."""

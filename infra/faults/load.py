@@ -51,6 +51,7 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
     from catalog.schema import open_catalogue
     from flows.deploy import deploy
     from flows.fleet import Night, merge_all
+    from flows.fresh_snapshot import FreshSnapshot
     from flows.plan import Base, nothing_known, plan
     from flows.settings import load_settings
     from flows.worker import merge_of
@@ -68,7 +69,8 @@ def _night(folder: Path, fleet: Any, told: argparse.Namespace) -> dict[str, Any]
     Image.new("RGB", (64, 64)).save(settings.store_folder / _PICTURE)
     began = time.monotonic()
     jobs = plan(settings, base, adapters, nothing_known, ()).jobs
-    night = Night("night", settings, base, opened, "pool", datetime.now(UTC) + timedelta(hours=12))
+    until = datetime.now(UTC) + timedelta(hours=12)
+    night = Night("night", settings, base, opened, "pool", until, FreshSnapshot(opened, settings.snapshot))
     record.record_night_started(opened, "night", {}, datetime.now(UTC))
     record.record_plan(opened, [merge_of(job) for job in jobs])
     planned = time.monotonic() - began
@@ -185,7 +187,7 @@ def _work(stop: Event, seconds: float) -> None:
 
     import flows.batch
 
-    flows.batch.worker_for = partial(_napper, seconds / 3)  # type: ignore[assignment]
+    flows.batch.worker_for = partial(_napper, seconds / 3)  # type: ignore[attr-defined]
     with get_client(sync_client=True) as client:
         while not stop.is_set():
             for one in client.get_scheduled_flow_runs_for_work_pool("gpu"):

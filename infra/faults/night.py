@@ -2,8 +2,8 @@
 
     .venv/bin/python infra/faults/night.py --side 8
 
-Real merges of the tiny world by two methods. What each stage took is what Prefect shows of its task: scan, plan and
-gallery come one after the other, the stages of merges are shared out among the workers.
+Real merges of the tiny world by two methods. What the work took is what Prefect shows of its tasks: scan, plan and
+gallery come one after the other, pairs are shared out among the workers.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from checks import ask, broken, progress, start_night
 from parts import fleet_of
 from rig import ready, write_config
 
-_STAGES = ("fetch", "merge", "preview", "score", "record")
 _ALONE = ("scan", "plan", "publish", "gallery and snapshot")
 _PAGE = 200
 _SOON_MINUTES = 2
@@ -63,13 +62,14 @@ def _night(api: str, deployment: str, number: int) -> dict[str, Any]:
     since = {"flow_runs": {"start_time": {"after_": night["start_time"]}}}
     tasks = _all(api, "task_runs/filter", since)
     batches = [one for one in _all(api, "flow_runs/filter", since) if one["deployment_id"] != deployment]
+    ids = {one["id"] for one in batches}
     return {
         "state": night["state_name"],
         "started_by_its_schedule": night["auto_scheduled"],
         "seconds_after_its_hour": round(night["estimated_start_time_delta"], 1),
         "seconds": round(night["total_run_time"], 1),
         "batches": len(batches),
-        "shared": sum(one["total_run_time"] for one in tasks if one["name"].rpartition(": ")[2] in _STAGES),
+        "shared": sum(one["total_run_time"] for one in tasks if one["flow_run_id"] in ids),
         "alone": sum(one["total_run_time"] for one in tasks if one["name"] in _ALONE),
     }
 

@@ -148,6 +148,6 @@ def test_a_deployed_night_is_done_by_workers(world: Path, tmp_path: Path) -> Non
         assert sorted(map(len, pictures_seen(catalogue).values()))[::3] == [1, 3]
         tasks = {one["name"] for one in server.ask("task_runs/filter", {})}
         assert {"batch 1", "batch 2", "batch 3"} <= tasks
-        assert {"robot × neon · direct: merge", "fish × bricks · direct: record"} <= tasks
+        assert {"robot × neon · direct", "fish × bricks · direct"} <= tasks
         artifacts = {one["key"] for one in server.ask("artifacts/filter", {})}
         assert {"night", "gallery", "batch-1-merges", "batch-1-pictures", "batch-2"} <= artifacts

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from prefect.settings import PREFECT_API_URL
 from sqlalchemy import select
 
 from catalog import record
+from catalog.errors import CatalogueError
 from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, running_merge_ids
 from catalog.schema import Catalogue, Merge, open_catalogue
 from catalog.snapshot import ask
@@ -21,9 +23,10 @@ from flows import fleet
 from flows.nightly import nightly
 from flows.plan import Job
 from flows.settings import Problem
+from flows.tasks import complete_pair
 from flows.worker import Progress, Worker
 from ziplora.failure import Failure
-from ziplora.recipe import MergeResult
+from ziplora.recipe import MergeResult, ScoreRow
 
 from .conftest import Settle
 from .world import DIRECT, Place
@@ -110,6 +113,26 @@ def test_a_merge_that_was_stopped_is_planned_and_no_try_counts(place: Settle, mo
     merge_id = _interrupted(there, monkeypatch)
     row = _merge(open_catalogue(there.catalogue), merge_id)
     assert (row.status, row.attempts) == ("planned", 0)
+
+
+def test_a_catalogue_that_is_away_for_a_moment_fails_no_pair(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT, pairs={"include": ["robot-lora x neon-lora"]})
+    away = [CatalogueError("CATALOGUE_UNREACHABLE", "Cannot open it. Is the server up?")] * 2
+    written: list[int] = []
+    write = Worker.record
+
+    def recorded(worker: Worker, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> Any:
+        written.append((worker.store.merge(job.recipe.merge_id) / "result.json").stat().st_mtime_ns)
+        if away:
+            raise away.pop()
+        return write(worker, job, night_id, result, rows)
+
+    monkeypatch.setattr(Worker, "record", recorded)
+    monkeypatch.setattr(complete_pair, "retry_delay_seconds", 0)
+    report = nightly(str(there.config))
+    assert (report.merged, report.failed) == (1, {})
+    assert len(written) == 3
+    assert len(set(written)) == 1, "what was merged is not merged again"
 
 
 def test_the_snapshot_shows_what_earlier_batches_made(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:

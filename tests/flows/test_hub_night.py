@@ -14,7 +14,7 @@ from catalog.schema import open_catalogue
 from flows.nightly import Report, nightly
 from flows.plan import Base
 from flows.settings import Settings
-from flows.tasks import fetch_pair
+from flows.tasks import complete_pair
 from flows.worker import Worker
 from tests.catalog.hub_contents import TOKEN, HubServer, always, nothing_wrong
 from tests.catalog.hub_server import serving
@@ -204,7 +204,7 @@ def test_a_listing_that_shrinks_stops_the_publishing(
 def test_a_hub_that_goes_away_before_a_file_is_fetched_leaves_its_merges_for_the_next_night(
     place: Settle, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_pair, "retries", 0)
+    monkeypatch.setattr(complete_pair, "retries", 0)
     there = _from_the_hub(place)
 
     def away(settings: Settings, base: Base) -> Worker:

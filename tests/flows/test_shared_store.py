@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from catalog.queries import finished_merge_ids
 from catalog.schema import open_catalogue
 from flows.nightly import nightly
+from flows.tasks import complete_pair
 from ziplora.backbone import Sdxl
 
 from .conftest import Settle, Ziplora
@@ -109,6 +110,7 @@ def test_a_store_that_is_lost_ends_the_night_in_a_sentence_and_the_next_complete
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalFileSystem, "put_file", lost)
+        patched.setattr(complete_pair, "retry_delay_seconds", 0)
         said = ziplora("run", there.config)
     assert (said.code, said.err.split()[0]) == (3, "STORE_UNREACHABLE:")
     assert said.err.count("\n") == 1
