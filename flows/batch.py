@@ -22,7 +22,7 @@ from flows.sharing_worker import worker_for
 from flows.short_list import lacking_pictures
 from flows.tasks import complete_pair
 from flows.trouble import reason_of
-from flows.worker import CRASHES, Worker, size_bytes
+from flows.worker import CRASHES, Worker, holds_more
 from ziplora.memory import free_bytes
 
 _MEMORY_SECONDS = 30.0
@@ -47,7 +47,7 @@ def merge_batch(
 ) -> list[Outcome]:
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
     store = settings.store_folder
-    if size_bytes(store) > settings.limits.store_bytes:
+    if holds_more(store, settings.limits.store_bytes):
         get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", store, number)
         return []
     wait_for_memory(settings, until)
@@ -56,6 +56,9 @@ def merge_batch(
     show = progress_of(f"batch-{number}", f"{len(left)} merges")
     outcomes: list[Outcome] = []
     with ends_when_silent(settings.limits.silent_seconds):
+        if left:
+            tell("loading the models", 0, 0)
+            worker.load()
         for done, job in enumerate(left):
             if datetime.now(UTC) > until:
                 get_run_logger().warning("limits.seconds are over: %d merges are left.", len(left) - done)

@@ -92,10 +92,13 @@ def merge_all(night: Night, settings: Settings, jobs: Sequence[Job]) -> list[tup
 
 
 def _workers(night: Night) -> int:
-    """How many workers there are now."""
+    """How many workers there are now; one that starts containers counts as many as its pool may run."""
     if night.workers == "here":
         return 1
     with get_client(sync_client=True) as client:
+        pool = client.read_work_pool("gpu")
+        if pool.type != "process":
+            return pool.concurrency_limit or 1
         workers = client.read_workers_for_work_pool("gpu")
     return max(1, sum(worker.status == "ONLINE" for worker in workers))
 

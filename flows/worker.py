@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
+from shutil import disk_usage
 from statistics import fmean
 
 from catalog import facts, record
@@ -22,9 +24,10 @@ from catalog.queries import result_of
 from catalog.schema import Catalogue, open_catalogue
 from catalog.sidecars import keep_merge
 from flows.plan import Base, Input, Job
-from flows.settings import Settings
+from flows.settings import Problem, Settings
 from ziplora.adapter import CONFIG_NAME
 from ziplora.backbone import Sdxl, device_named, load_backbone
+from ziplora.failure import Failure
 from ziplora.merge import merge
 from ziplora.preview import preview_merge, preview_single
 from ziplora.recipe import Drawing, MergeResult, PreviewRequest, PreviewResult, References, ScoreRow, Single
@@ -94,6 +97,13 @@ class Worker:
         )
         device, _ = device_named(self.settings.device)
         return tuple(load_scorer(spec, device) for spec in specs)
+
+    def load(self) -> None:
+        """Have base model and scorers in memory before a pair is begun: no pair is to blame when that goes wrong."""
+        try:
+            attrgetter("backbone", "scorers")(self)
+        except Failure as error:
+            raise Problem(error.code, error.fact, error.next_step, 3) from error
 
     def fetch_pair(self, job: Job, night_id: str) -> None:
         """Have both adapters on this disk; what this worker has seen to be whole is not read again."""
@@ -256,13 +266,15 @@ def mean_positions(scores: Sequence[facts.Score]) -> dict[str, float]:
     return {metric: fmean(values) for metric, values in positions.items()}
 
 
-def size_bytes(folder: Path) -> int:
-    """How much a folder holds; what goes away meanwhile counts for nothing."""
+def holds_more(folder: Path, size_bytes: int) -> bool:
+    """Whether a folder holds more than so much; what goes away meanwhile counts for nothing."""
+    if disk_usage(folder).used <= size_bytes:  # a walk takes a second for twenty thousand merges
+        return False
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
             total += path.lstat().st_size
-    return total
+    return total > size_bytes
 
 
 _REFERENCE_SEEDS = (1000, 1001, 1002, 1003)

@@ -209,6 +209,9 @@ def _napper(pause: float, settings: Any, base: Any) -> Any:
     from ziplora.recipe import MergeResult, Picture, PreviewResult, ScoreRow
 
     class Napper(Worker):
+        def load(self) -> None:
+            pass
+
         def fetch(self, adapter: Any, night_id: str) -> None:
             self.at_hand.add(adapter.sha256)
 

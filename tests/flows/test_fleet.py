@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from httpx import ConnectError
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL
 from sqlalchemy import select
 
@@ -28,7 +30,7 @@ from flows.worker import Progress, Worker
 from ziplora.failure import Failure
 from ziplora.recipe import MergeResult, ScoreRow
 
-from .conftest import Settle
+from .conftest import Settle, Ziplora
 from .world import DIRECT, Place
 
 _MERGE = Worker.merge
@@ -97,7 +99,8 @@ def test_a_merge_whose_process_died_counts_as_a_try(place: Settle, monkeypatch: 
 
 def test_a_process_that_hangs_is_ended_and_its_merge_counts_as_tried(place: Settle) -> None:
     there = place(methods=DIRECT, limits={"silent_seconds": 2.0})
-    hangs = "import time; from flows.worker import Worker; Worker.merge = lambda *_: time.sleep(600)"
+    hangs = "import time; from flows.worker import Worker; Worker.load = lambda _: None"
+    hangs += "; Worker.merge = lambda *_: time.sleep(600)"
     command = [sys.executable, "-c", f"{hangs}; from flows.cli import main; main()", "run", str(there.config)]
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
     hung = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
@@ -106,6 +109,24 @@ def test_a_process_that_hangs_is_ended_and_its_merge_counts_as_tried(place: Sett
     there.set(methods=DIRECT)
     assert nightly(str(there.config)).failed == {"WORKER_DIED": 1}
     assert len(finished_merge_ids(open_catalogue(there.catalogue))) == 4
+
+
+def test_models_that_cannot_be_loaded_end_the_night_in_a_sentence_and_blame_no_merge(
+    place: Settle, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = place(methods=DIRECT)
+
+    def too_large(*_: object) -> None:
+        raise Failure("OUT_OF_MEMORY", "The device cpu ran out of memory.", "take another.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.worker.load_scorer", too_large)
+        said = ziplora("run", there.config)
+    assert (said.code, said.err) == (3, "OUT_OF_MEMORY  The device cpu ran out of memory. Next: take another.\n")
+    with open_catalogue(there.catalogue).connect() as connection:
+        rows = connection.execute(select(Merge.status, Merge.attempts).distinct()).tuples().all()
+    assert rows == [("planned", 0)]
+    assert ziplora("run", there.config, "--json").document["merged"] == 4
 
 
 def test_a_merge_that_was_stopped_is_planned_and_no_try_counts(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,3 +253,16 @@ def test_batches_that_wait_when_the_night_is_over_are_not_begun(monkeypatch: pyt
     monkeypatch.setattr(fleet, "start_batch", pytest.fail)
     night: Any = SimpleNamespace(until=datetime.now(UTC) - timedelta(seconds=1))
     assert fleet._by_pool(night, [fleet.Batch(0, ())], lambda *_: None) == []  # noqa: SLF001
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("process", 2), ("kubernetes", 7)])
+def test_a_pool_of_containers_has_as_many_workers_as_it_may_run(kind: str, workers: int) -> None:
+    night: Any = SimpleNamespace(workers="pool")
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="gpu", type=kind, concurrency_limit=7))
+        try:
+            for name in ("one", "two"):
+                client.send_worker_heartbeat("gpu", name)
+            assert fleet._workers(night) == workers  # noqa: SLF001
+        finally:
+            client.delete_work_pool("gpu")
