@@ -26,6 +26,8 @@ _AGAIN_SECONDS = 5.0
 _LOOK_SECONDS = 20.0
 """Between two looks for runs that nobody does any more."""
 _GRACE_SECONDS = 30.0
+_DRIVER_SECONDS = 10.0
+"""A driver that does not say for so long how a card is, hangs."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Kept:
     starts: int = 0
     looked: float = 0.0
     waits_for: list[int] = field(default_factory=list)
+    asked: subprocess.Popen[str] | None = None
+    """What asked the driver last how the card is."""
+    trouble: str | None = None
 
 
 def cards() -> list[int]:
@@ -123,6 +128,14 @@ def _look_after(one: Kept, say: Callable[[str], None]) -> None:
     if time.monotonic() - one.looked < (_AGAIN_SECONDS if one.process is None else _LOOK_SECONDS):
         return
     one.looked = time.monotonic()
+    trouble = _trouble_of(one)
+    if trouble != one.trouble:
+        say(f"{one.post.name} is not at work: {trouble}" if trouble else f"{one.post.name}: its card is well again")
+        one.trouble = trouble
+    if trouble is not None:  # it would take one batch after the other, and end none
+        _stop(one)
+        one.process = None
+        return
     busy = living(one.post.pool, one.post.name, at_work=one.process is not None)
     if one.process is None and busy:  # its worker died, the run goes on: two of them would share the card
         if busy != one.waits_for:
@@ -131,6 +144,29 @@ def _look_after(one: Kept, say: Callable[[str], None]) -> None:
     elif one.process is None and time.monotonic() - one.started > _AGAIN_SECONDS:
         one.process, one.started, one.starts = _start(one), time.monotonic(), one.starts + 1
         say(f"{one.post.name} is at work")
+
+
+def _trouble_of(one: Kept) -> str | None:
+    """What the driver says against a worker's card: it is lost, hangs, or has memory that cannot be trusted."""
+    if one.post.card is None:
+        return None
+    hangs = f"the driver does not answer within {_DRIVER_SECONDS:.0f} s"
+    if one.asked is not None and one.asked.poll() is None:
+        return hangs
+    query = ["--query-gpu=ecc.errors.uncorrected.volatile.total", "--format=csv,noheader"]
+    command = ["nvidia-smi", "-i", str(one.post.card), *query]
+    one.asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        answer, _ = one.asked.communicate(timeout=_DRIVER_SECONDS)
+    except subprocess.TimeoutExpired:
+        one.asked.kill()  # what hangs in a driver does not even die; nobody waits for it
+        if one.asked.stdout is not None:
+            one.asked.stdout.close()
+        return hangs
+    answer = " ".join(answer.split())[:300]
+    if one.asked.returncode:
+        return answer or "nvidia-smi does not find its card"
+    return f"its card has {answer} uncorrected memory errors" if answer.isdigit() and int(answer) else None
 
 
 def _start(one: Kept) -> subprocess.Popen[bytes]:

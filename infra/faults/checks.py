@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from catalog.schema import Failure, Merge, Score
 
+_LATE_SECONDS = 60
 _OPEN = ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED"]
 
 
@@ -33,20 +34,30 @@ class Progress:
 
     def stood_still(self, came_back: list[tuple[float, str]]) -> dict[str, Any]:
         """How long it took after each blow until the next merge was finished, if one was."""
-        waits = sorted(
-            (min(one for one in self.moments if one > moment) - moment, victim)
-            for moment, victim in came_back
-            if any(one > moment for one in self.moments)
-        )
+        waits = []
+        for moment, victim in came_back:
+            after = [one for one in self.moments if one > moment]
+            if after:
+                waits.append((min(after) - moment, victim, moment))
+        waits.sort()
         if not waits:
             return {}
         by_victim: dict[str, list[int]] = defaultdict(list)
-        for seconds, victim in waits:
+        for seconds, victim, _ in waits:
             by_victim[victim].append(round(seconds))
+        late = [
+            {
+                "victim": victim,
+                "seconds": round(seconds),
+                "then": [(other, round(at - moment)) for at, other in came_back if moment < at < moment + seconds],
+            }
+            for seconds, victim, moment in waits
+            if seconds > _LATE_SECONDS
+        ]
         return {
             "resumed_seconds_median": round(waits[len(waits) // 2][0], 1),
             "resumed_seconds_p95": round(waits[int(0.95 * (len(waits) - 1))][0], 1),
-            "resumed_later_than_60_s": sum(seconds > 60 for seconds, _ in waits),
+            "resumed_late": late,
             "resumed_seconds": by_victim,
         }
 

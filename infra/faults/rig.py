@@ -74,56 +74,55 @@ class Tormentor(Thread):
                 self.busy.wait()
                 time.sleep(0.5)
                 waited += 0.5
-            if hit.victim == "pause":
-                self._pause(hit)
-            elif self._strike(hit):
-                self._count(hit.victim)
+            while not self._strike(hit):  # there is none of its kind now
+                time.sleep(1 + 4 * hit.choice)
+                self.busy.wait()
         self.over.set()
 
     def _count(self, victim: str) -> None:
         self.done[victim] += 1
         self.came_back.append((time.time(), victim))
 
-    def _pause(self, hit: Hit) -> None:
-        """Stop a run; the next blows fall while it stands still."""
-        victim = self._chosen(hit)
-        if victim is None:
-            return
-
-        def go_on() -> None:
-            with suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGCONT)
-            self._count("pause")
-
-        with suppress(psutil.NoSuchProcess):
-            victim.send_signal(signal.SIGSTOP)
-            timer = Timer(_PAUSE_SECONDS, go_on)
-            timer.daemon = True
-            timer.start()
-
     def _strike(self, hit: Hit) -> bool:
+        """Whether there was a victim; its part is back afterwards, unless it was paused."""
         if hit.victim in ("server", "postgres"):
             part: Part = getattr(self.fleet, hit.victim)
             part.kill()
             time.sleep(hit.away)
             part.start()
             self.fleet.wait_for_server()
-            return True
-        if hit.victim == "machine":
+        elif hit.victim == "machine":
             machine = self.fleet.machines[int(hit.choice * len(self.fleet.machines))]
             machine.kill()
             _kill_all(_runs(machine))
             time.sleep(hit.away)
             machine.start()
-            return True
-        victim = self._chosen(hit)
-        if victim is None:
-            return False
-        try:
-            victim.kill()
-        except psutil.NoSuchProcess:
-            return False
+        else:
+            victim = self._chosen(hit)
+            if victim is None:
+                return False
+            try:
+                if hit.victim == "pause":
+                    self._pause(victim)
+                    return True
+                victim.kill()
+            except psutil.NoSuchProcess:
+                return False
+        self._count(hit.victim)
         return True
+
+    def _pause(self, victim: psutil.Process) -> None:
+        """Stop a run; the next blows fall while it stands still."""
+
+        def go_on() -> None:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGCONT)
+            self._count("pause")
+
+        victim.send_signal(signal.SIGSTOP)
+        timer = Timer(_PAUSE_SECONDS, go_on)
+        timer.daemon = True
+        timer.start()
 
     def _chosen(self, hit: Hit) -> psutil.Process | None:
         among = self._processes(hit.victim)

@@ -56,6 +56,44 @@ def test_two_of_a_kind_do_not_share_a_card(tmp_path: Path, ziplora: Ziplora, mon
     assert said.err.startswith("WORKER_THERE")
 
 
+def test_a_card_that_is_ill_gets_no_work_until_it_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi, card = tmp_path / "nvidia-smi", tmp_path / "card"
+    smi.write_text(f"#!/bin/sh\n. {card}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(keeper, "living", lambda *_, **__: [])
+    monkeypatch.setattr(keeper, "_start", lambda _: subprocess.Popen(["sleep", "60"]))
+    for name, seconds in (("_AGAIN_SECONDS", 0.0), ("_LOOK_SECONDS", 0.0), ("_DRIVER_SECONDS", 1.0)):
+        monkeypatch.setattr(keeper, name, seconds)
+    said: list[str] = []
+    with open(os.devnull, "w") as lock:  # noqa: PTH123 - what a worker holds
+        one = keeper.Kept(Post("gpu", 0), lock)
+
+        def is_at_work(driver: str) -> bool:
+            card.write_text(driver)
+            keeper._look_after(one, said.append)  # noqa: SLF001
+            return one.process is not None and one.process.poll() is None
+
+        assert is_at_work("echo 0")
+        worker = one.process
+        assert is_at_work("echo 0")
+        assert one.process is worker, "it is left alone"
+        assert not is_at_work("echo 'Unable to determine the device handle: GPU is lost.'; exit 15")
+        assert worker is not None
+        assert worker.poll() is not None
+        assert is_at_work("echo '[N/A]'"), "a card for gamers counts no errors"
+        assert not is_at_work("exec sleep 600")
+        assert not is_at_work("echo 2")
+        assert is_at_work("echo 0")
+        keeper._stop(one)  # noqa: SLF001
+    heard = [sentence.removeprefix(f"{one.post.name} is not at work: ") for sentence in said if " not " in sentence]
+    assert heard == [
+        "Unable to determine the device handle: GPU is lost.",
+        "the driver does not answer within 1 s",
+        "its card has 2 uncorrected memory errors",
+    ]
+
+
 def test_a_worker_does_not_outlive_its_keeper(tmp_path: Path) -> None:
     keep = "flows.keeper.keep([flows.keeper.Post('gpu')], lambda sentence: print(sentence, flush=True))"
     environment = {**os.environ, "PREFECT_API_URL": _NOWHERE, "PREFECT_HOME": str(tmp_path)}
