@@ -5,6 +5,7 @@ import time
 import zlib
 from base64 import b85decode, b85encode
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def merge_batch(
     left = undone(settings, worker.catalogue, jobs)
     show = progress_of(f"batch-{number}", f"{len(left)} merges")
     outcomes: list[Outcome] = []
-    with ends_when_silent(settings.limits.silent_seconds):
+    with ends_when_silent(settings.limits.silent_seconds), ThreadPoolExecutor(1) as ahead:
         if left:
             tell("loading the models", 0, 0)
             worker.load()
@@ -64,7 +65,9 @@ def merge_batch(
                 get_run_logger().warning("limits.seconds are over: %d merges are left.", len(left) - done)
                 break
             tell("merges", done, len(left))
+            reading = [ahead.submit(worker.read_ahead, one, night_id) for one in left[done + 1 : done + 2]]
             outcomes.append(_outcome(worker, job, night_id))
+            wait(reading)  # whatever went wrong with it, its own turn will tell
             show(done + 1, len(left))
             reason = outcomes[-1].reason
             if reason is not None and reason.code in CRASHES:

@@ -28,7 +28,7 @@ from flows.settings import Problem, Settings
 from ziplora.adapter import CONFIG_NAME
 from ziplora.backbone import Sdxl, device_named, load_backbone
 from ziplora.failure import Failure
-from ziplora.merge import merge
+from ziplora.merge import merge, read_both
 from ziplora.preview import preview_merge, preview_single
 from ziplora.recipe import Drawing, MergeResult, PreviewRequest, PreviewResult, References, ScoreRow, Single
 from ziplora.score import Evidence, Scorer, ScorerSpec, load_scorer, score_merge
@@ -110,6 +110,11 @@ class Worker:
         for adapter in (job.subject, job.style):
             if adapter.sha256 not in self.at_hand:
                 self.fetch(adapter, night_id)
+
+    def read_ahead(self, job: Job, night_id: str) -> None:
+        """Have both adapters in this process's memory, so that their merge waits for neither Hub nor disk."""
+        self.fetch_pair(job, night_id)
+        read_both(job.recipe, job.subject.file, job.style.file)
 
     def fetch(self, adapter: Input, night_id: str) -> None:
         """Have an adapter on this disk, whole: a copy whose bytes have changed here is set aside, and brought again."""

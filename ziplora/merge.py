@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
@@ -29,6 +30,8 @@ from .recipe import Calibration, MergeResult, Recipe, References, Role, sha256_o
 from .store import Store, write_tensors, write_text
 
 _COEFFICIENTS, _RESULT = "coefficients.safetensors", "result.json"
+_AT_HAND = 4
+"""So many adapters stay in memory, those of a pair and of the next: every pair is read again for its pictures."""
 _VERSIONS = ("ziplora", "torch", "diffusers", "transformers", "peft", "safetensors")
 
 
@@ -43,8 +46,8 @@ def finished(store: Store, merge_id: str) -> MergeResult | None:
     return result if whole else None
 
 
-def _read_both(recipe: Recipe, subject: Path, style: Path) -> tuple[Adapter, Adapter]:
-    """Both adapters, once their files are those that the recipe names."""
+def read_both(recipe: Recipe, subject: Path, style: Path) -> tuple[Adapter, Adapter]:
+    """Both adapters, once their files are those that the recipe names; the last few stay in memory."""
     return (
         _read_checked("subject", subject, recipe.subject_sha256),
         _read_checked("style", style, recipe.style_sha256),
@@ -59,6 +62,12 @@ def _refuse_outliers(role: str, adapter: Adapter) -> None:
 
 
 def _read_checked(role: Role, path: Path, expected: str) -> Adapter:
+    state = path.stat()
+    return _adapter(role, path, expected, (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(_AT_HAND)
+def _adapter(role: Role, path: Path, expected: str, _state: tuple[int, int]) -> Adapter:
     found = sha256_of(path)
     if found != expected:
         fact = f"The {role} file {path.name} has the sha256 {found[:12]}…, the recipe names {expected[:12]}…."
@@ -86,7 +95,7 @@ def merge(
         torch.cuda.reset_peak_memory_stats(backbone.device)
     method = method_named(recipe.method)
     parameters = read_parameters(recipe.method, recipe.parameters)
-    adapters = _read_both(recipe, subject, style)
+    adapters = read_both(recipe, subject, style)
     for role, adapter in zip(("subject", "style"), adapters, strict=True):
         backbone.refuse_misfits(adapter.layers)
         if not allow_outliers:
@@ -218,6 +227,6 @@ def merged_of(
     recipe: Recipe, subject: Path, style: Path, store: Store, style_strength: float = 1.0
 ) -> dict[Module, Layer]:
     """The layers of a finished merge, from its coefficients and the two parents."""
-    adapters = _read_both(recipe, subject, style)
+    adapters = read_both(recipe, subject, style)
     pair = Pair(adapters[0].layers, adapters[1].layers)
     return merged_layers(pair, read_coefficients(store, recipe.merge_id), style_strength)

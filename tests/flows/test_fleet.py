@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +29,7 @@ from flows.plan import Job
 from flows.settings import Problem
 from flows.tasks import complete_pair
 from flows.worker import Progress, Worker
+from ziplora.adapter import Adapter, read
 from ziplora.failure import Failure
 from ziplora.recipe import MergeResult, ScoreRow
 
@@ -154,6 +157,40 @@ def test_a_catalogue_that_is_away_for_a_moment_fails_no_pair(place: Settle, monk
     assert (report.merged, report.failed) == (1, {})
     assert len(written) == 3
     assert len(set(written)) == 1, "what was merged is not merged again"
+
+
+def test_a_pair_is_read_while_the_one_before_is_merged(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place(methods=DIRECT)
+    ready, in_time, files = Semaphore(0), list[bool](), list[Path]()
+    read_ahead = Worker.read_ahead
+
+    def ahead(worker: Worker, job: Job, night_id: str) -> None:
+        read_ahead(worker, job, night_id)
+        ready.release()
+
+    def merge(worker: Worker, job: Job, progress: Progress) -> MergeResult:
+        in_time.append(len(in_time) == 3 or ready.acquire(timeout=30))
+        return _MERGE(worker, job, progress)
+
+    def counted(path: Path) -> Adapter:
+        files.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Worker, "read_ahead", ahead)
+    monkeypatch.setattr(Worker, "merge", merge)
+    monkeypatch.setattr("ziplora.merge.read", counted)
+    assert nightly(str(there.config)).merged == 4
+    assert in_time == [True] * 4
+    assert len(files) == len(set(files)) == 4
+
+
+def test_what_cannot_be_read_ahead_is_told_by_its_own_pair(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(Worker, "read_ahead", fails)
+    report = nightly(str(place(methods=DIRECT).config))
+    assert (report.merged, report.failed) == (4, {})
 
 
 def test_the_snapshot_shows_what_earlier_batches_made(place: Settle, monkeypatch: pytest.MonkeyPatch) -> None:

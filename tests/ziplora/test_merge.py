@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ziplora.adapter import Adapter, read
 from ziplora.backbone import Sdxl
 from ziplora.failure import Failure
 from ziplora.header import Refusal
@@ -92,6 +93,27 @@ def test_another_file_than_the_recipes_is_a_failure(
     with pytest.raises(Failure, match=r"The subject file .* has the sha256") as caught:
         merged(recipe, replace(subject, path=style.path), style, backbone, store)
     assert caught.value.code == "HASH_MISMATCH"
+
+
+def test_an_adapter_is_read_once_for_all_that_is_made_of_it_while_its_file_stays(
+    make_lora: MakeLora, backbone: Sdxl, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Path] = []
+
+    def counted(path: Path) -> Adapter:
+        files.append(path)
+        return read(path)
+
+    monkeypatch.setattr("ziplora.merge.read", counted)
+    subject, *styles = (make_lora(name, seed=seed) for seed, name in enumerate(("cat", "ink", "oil"), start=11))
+    for style in styles:
+        recipe = recipe_of(subject, style, "direct")
+        merged(recipe, subject, style, backbone, store)
+        merged_of(recipe, subject.path, style.path, store)
+    assert files == [subject.path, *(style.path for style in styles)]
+    subject.path.write_bytes(styles[0].path.read_bytes())
+    with pytest.raises(Failure, match="has the sha256"):
+        merged_of(recipe, subject.path, style.path, store)
 
 
 def test_a_recipe_without_the_calibrations_its_method_needs_is_a_failure(
