@@ -24,7 +24,7 @@ def _may_pass(_task: object, _run: object, state: State[Completed]) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=2,
-    retry_delay_seconds=[5, 30],
+    retry_delay_seconds=[5, 15],
     retry_condition_fn=_may_pass,
 )
 def complete_pair(worker: Worker, job: Job, night_id: str) -> Completed:

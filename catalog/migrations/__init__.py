@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, inspect, select
 
 from catalog.errors import CatalogueError
 
@@ -55,6 +55,8 @@ def check_revision(engine: Engine) -> None:
             "CATALOGUE_NEWER",
             f"{where} has schema {found}, this ziplora knows up to {newest}. Run: pip install --upgrade ziplora",
         )
+    if found is None and not inspect(engine).get_table_names():
+        raise CatalogueError("CATALOGUE_MISSING", f"{where} has no tables yet: run a night first.")
     # Without the password, which libpq takes from PGPASSWORD: a command line is for everybody to see.
     url = engine.url._replace(password=None).render_as_string(hide_password=False)
     raise CatalogueError(

@@ -52,9 +52,16 @@ def test_every_connection_to_sqlite_waits_and_is_careful(tmp_path: Path) -> None
     engine.dispose()
 
 
-def test_a_catalogue_without_tables_names_the_command_that_makes_them(url: str) -> None:
-    if url.startswith("sqlite"):
-        _run_sql(url, "CREATE TABLE other (x TEXT)")
+def test_a_database_without_tables_waits_for_its_first_night(url: str) -> None:
+    _run_sql(url, "CREATE TABLE other (x TEXT)", "DROP TABLE other")
+    with pytest.raises(CatalogueError, match=r"CATALOGUE_MISSING: .* has no tables yet: run a night first"):
+        open_catalogue(url)
+    open_catalogue(url, migrate=True).dispose()
+    open_catalogue(url).dispose()
+
+
+def test_a_database_of_something_else_names_the_command_that_makes_our_tables(url: str) -> None:
+    _run_sql(url, "CREATE TABLE other (x TEXT)")
     with pytest.raises(CatalogueError, match=r"CATALOGUE_OLDER: .* has schema none") as caught:
         open_catalogue(url)
     arguments = shlex.split(str(caught.value).partition("Run: python ")[2])
