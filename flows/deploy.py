@@ -33,6 +33,8 @@ _LONG = timedelta(hours=3)
 """Batches are cut to half an hour, and to fifty merges where nobody knows yet what a merge takes."""
 _SILENT = timedelta(seconds=100)
 """Three heartbeats, as `ziplora worker` sets them, and some."""
+_TELL = "ziplora: tell of "
+_NIGHT_FAILED, _BATCH_STUCK, _SOURCES_SHRANK = "a night that failed", "a batch that does not end", "sources that shrank"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def deploy(config: Path) -> list[Part]:
         wanted = [_lost_runs(), _lost_nights(nightly)]
         if notifier is not None:
             wanted += alerts(notifier, nightly, batches)
+        else:
+            _silence(client)
         return [*parts, *_automations(client, wanted)]
 
 
@@ -123,6 +127,13 @@ def _automations(client: SyncPrefectClient, wanted: Sequence[AutomationCore]) ->
         else:
             client.create_automation(automation)
         yield Part("automation", automation.name, was_there=bool(known))
+
+
+def _silence(client: SyncPrefectClient) -> None:
+    """Tell nobody any more, if somebody was told until now."""
+    for what in (_NIGHT_FAILED, _BATCH_STUCK, _SOURCES_SHRANK):
+        for known in client.read_automations_by_name(_TELL + what):
+            client.delete_automation(known.id)
 
 
 _ENDS = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
@@ -210,13 +221,13 @@ def alerts(notifier: UUID, nightly: UUID | None, batches: UUID | None) -> list[A
     fewer = "The sources of {{ event.resource.name }} offer over 30 % fewer adapters; nothing was published."
     return [
         AutomationCore(
-            name=f"ziplora: tell of {what}",
+            name=_TELL + what,
             trigger=trigger,
             actions=[SendNotification(block_document_id=notifier, subject=f"ziplora: {what}", body=body)],
         )
         for what, trigger, body in (
-            ("a night that failed", failed, run),
-            ("a batch that does not end", stuck, run),
-            ("sources that shrank", shrank, fewer),
+            (_NIGHT_FAILED, failed, run),
+            (_BATCH_STUCK, stuck, run),
+            (_SOURCES_SHRANK, shrank, fewer),
         )
     ]

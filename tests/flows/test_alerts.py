@@ -135,13 +135,17 @@ night_ended("a-night", Reason("LISTING_SHRANK", "", ""), {}, failed=False)
 @pytest.mark.slow
 def test_the_server_tells_of_what_goes_wrong(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "night"
-    settle(folder, world, notify="custom-webhook/team")
+    there = settle(folder, world, notify="custom-webhook/team")
     with _webhook() as (url, received), prefect_server(folder) as server:
         _python(server, _SPED.replace("URL", url))
         _python(server, _GOES_WRONG)
         end = time.monotonic() + 120
         while len(received) < 3 and time.monotonic() < end:
             time.sleep(1)
+        there.set()
+        server.ziplora("deploy", "night.yaml")
+        left = [one["name"] for one in server.ask("automations/filter", {})]
+    assert not [name for name in left if name.startswith("ziplora: tell of")], "nobody is to be told any more"
     assert {one["subject"] for one in received} == {
         "ziplora: a night that failed",
         "ziplora: a batch that does not end",
