@@ -132,9 +132,10 @@ def _look_after(one: Kept, say: Callable[[str], None]) -> None:
     if trouble != one.trouble:
         say(f"{one.post.name} is not at work: {trouble}" if trouble else f"{one.post.name}: its card is well again")
         one.trouble = trouble
-    if trouble is not None:  # it would take one batch after the other, and end none
-        _stop(one)
-        one.process = None
+    if trouble is not None:
+        if one.process is not None:  # it would take one batch after the other, and end none
+            _stop(one)
+            one.process = None
         return
     busy = living(one.post.pool, one.post.name, at_work=one.process is not None)
     if one.process is None and busy:  # its worker died, the run goes on: two of them would share the card

@@ -14,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from shutil import disk_usage
 from statistics import fmean
+from threading import Lock
 
 from catalog import facts, record
 from catalog.candidate import Candidate, CardFacts
@@ -68,6 +69,7 @@ class Worker:
         self.store = Store(settings.store_folder)
         self.at_hand: set[str] = set()
         """Adapters that are on this disk, whole, by sha256."""
+        self._fetching = Lock()
         self.drawing = Drawing(settings.previews.steps, settings.previews.guidance, settings.previews.side)
 
     @cached_property
@@ -107,9 +109,10 @@ class Worker:
 
     def fetch_pair(self, job: Job, night_id: str) -> None:
         """Have both adapters on this disk; what this worker has seen to be whole is not read again."""
-        for adapter in (job.subject, job.style):
-            if adapter.sha256 not in self.at_hand:
-                self.fetch(adapter, night_id)
+        with self._fetching:  # the next pair may want the same subject
+            for adapter in (job.subject, job.style):
+                if adapter.sha256 not in self.at_hand:
+                    self.fetch(adapter, night_id)
 
     def read_ahead(self, job: Job, night_id: str) -> None:
         """Have both adapters in this process's memory, so that their merge waits for neither Hub nor disk."""
