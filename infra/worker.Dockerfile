@@ -7,7 +7,7 @@ COPY pyproject.toml constraints.txt LICENSE README.md ./
 COPY catalog catalog
 COPY flows flows
 COPY ziplora ziplora
-RUN pip install --no-cache-dir -c constraints.txt ".[gpu,postgres]"
+RUN pip install --no-cache-dir -c constraints.txt ".[gpu,postgres,s3]"
 
 USER ziplora
 WORKDIR /home/ziplora

@@ -1,11 +1,14 @@
 """Machines with a store between them: what one has made the others take, and nothing is made twice."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from catalog.queries import finished_merge_ids
 from catalog.schema import open_catalogue
@@ -17,6 +20,24 @@ from .conftest import Settle, Ziplora
 from .world import DIRECT, MORE_PICTURES, ONE_PAIR, Place, settle
 
 _MERGING, _DRAWING, _SCORING = "merge.method_named", "backbone.Sdxl.draw", "score.Scorer.embed_pictures"
+
+
+@pytest.fixture(params=["folder", "S3"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a store that machines share."""
+    if request.param == "folder":
+        yield f"file://{tmp_path}/shared"
+        return
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "anybody")
+    S3FileSystem.clear_instance_cache()
+    S3FileSystem().mkdir("bucket")
+    yield "s3://bucket/ziplora"
+    server.stop()
 
 
 def _forbid(monkeypatch: pytest.MonkeyPatch, *work: str) -> None:
@@ -32,9 +53,9 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_second_machine_makes_nothing_again_and_its_gallery_has_all_pictures(
-    world: Path, tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
+    world: Path, tmp_path: Path, prefect: None, shared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes: dict[str, Any] = {**ONE_PAIR, "previews": MORE_PICTURES, "store": f"file://{tmp_path}/shared"}
+    changes: dict[str, Any] = {**ONE_PAIR, "previews": MORE_PICTURES, "store": shared}
     one, other = (settle(tmp_path / name, world, **changes) for name in ("one", "other"))
     first = nightly(str(one.config))
     assert (first.merged, first.short_listed, first.failed) == (1, 1, {})
