@@ -423,15 +423,16 @@ def prefect_api_url() -> str | None:
     return os.environ.get("PREFECT_API_URL")
 
 
-def worker_environment(card: int | None) -> dict[str, str]:
-    """What a worker of ours hands on to its runs: their card, a heart that beats every 30 s, and no word of each task.
+_SILENT_TASKS = {"PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING"}
+"""A pair has a line of its own in the log: that its task ended would be one more."""
 
-    A merge has a line of its own in the log; that each of its stages ended would be four more rows for the server.
-    """
+
+def worker_environment(card: int | None) -> dict[str, str]:
+    """What a worker of ours hands on to its runs: their card, a heart that beats every 30 s, no word of each task."""
     usual = {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",
+        **_SILENT_TASKS,
     }
     own = {"CUDA_VISIBLE_DEVICES": str(card)} if card is not None else {}
     return usual | dict(os.environ) | own
@@ -445,6 +446,7 @@ def quiet_libraries() -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the log still goes to the server
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # its first start makes a database
+        **_SILENT_TASKS,
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
