@@ -85,7 +85,7 @@ def merge_all(night: Night, settings: Settings, jobs: Sequence[Job]) -> list[tup
     night = replace(night, settings=settings)
     parts = packed(jobs, settings.limits.batch, seconds_by_method(night.catalogue), _workers(night))
     batches = [Batch(next(night.numbers), part) for part in parts]
-    show = progress_of("night-merges", f"{len(jobs)} merges in {len(batches)} batches")
+    show = progress_of("night-merges", f"merges: {len(jobs)}, in batches: {len(batches)}")
     lost = _here(night, batches) if night.workers == "here" else _by_pool(night, batches, show)
     show(1, 1)
     return lost

@@ -115,9 +115,13 @@ class Worker:
                     self.fetch(adapter, night_id)
 
     def read_ahead(self, job: Job, night_id: str) -> None:
-        """Have both adapters in this process's memory, so that their merge waits for neither Hub nor disk."""
+        """Have both adapters here, so that their merge waits for neither Hub nor disk.
+
+        On a CPU they are not read: a second thread of tensors makes each step of the merge beside it half as fast.
+        """
         self.fetch_pair(job, night_id)
-        read_both(job.recipe, job.subject.file, job.style.file)
+        if self.backbone.device.type != "cpu":
+            read_both(job.recipe, job.subject.file, job.style.file)
 
     def fetch(self, adapter: Input, night_id: str) -> None:
         """Have an adapter on this disk, whole: a copy whose bytes have changed here is set aside, and brought again."""
