@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .adapter import Layer
 from .failure import Failure
@@ -21,8 +23,8 @@ from .memory import Room, in_batches, shortage_in_words
 from .pair import scaled_factors
 from .recipe import Drawing
 
-Branch = Callable[[nn.Module, Tensor], Tensor]
-"""What an installed layer adds to the output of its module, from the module and its input."""
+Forward = Callable[[nn.Module, Tensor], Tensor]
+"""The output of a module in which a layer is installed, from the module and its input."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Backbone(Protocol):
         """The UNet's output, whatever the base was trained to predict."""
         ...
 
-    def branched(self, branches: Mapping[Module, Branch]) -> AbstractContextManager[None]:
-        """The model with these branches beside its modules; afterwards exactly as before."""
+    def replaced(self, forwards: Mapping[Module, Forward]) -> AbstractContextManager[None]:
+        """The model with these forward passes instead of its modules' own; afterwards exactly as before."""
         ...
 
     def checkpointed(self) -> AbstractContextManager[None]:
@@ -67,22 +69,34 @@ class Backbone(Protocol):
         ...
 
 
-def low_rank(
-    module: nn.Module, inputs: Tensor, down: Float[Tensor, "rank in *kernel"], up: Float[Tensor, "out rank"]
+def linear_with_layer(
+    linear: nn.Linear, inputs: Float[Tensor, "*batch in"], down: Float[Tensor, "rank in"], up: Float[Tensor, "out rank"]
+) -> Float[Tensor, "*batch out"]:
+    """W x + b + B A x, summed up in the matrix product itself; never a dense change of the weight."""
+    rows = inputs.flatten(0, -2)
+    outputs = F.linear(rows, linear.weight, linear.bias).addmm_(rows @ down.T, up.T)
+    return outputs.view(*inputs.shape[:-1], -1)
+
+
+def _convolution_with_layer(
+    convolution: nn.Conv2d, inputs: Tensor, down: Float[Tensor, "rank in *kernel"], up: Float[Tensor, "out rank"]
 ) -> Tensor:
-    """B A x, for a linear layer or a convolution; never a dense change of the weight."""
-    down, up = down.to(inputs.dtype), up.to(inputs.dtype)
-    if isinstance(module, nn.Conv2d):
-        kernel = down if down.dim() == 4 else down[:, :, None, None]
-        inner = F.conv2d(inputs, kernel, None, module.stride, module.padding, module.dilation)
-        return F.conv2d(inner, up[:, :, None, None])
-    return F.linear(F.linear(inputs, down.flatten(1)), up)
+    kernel = down if down.dim() == 4 else down[:, :, None, None]
+    inner = F.conv2d(inputs, kernel, None, convolution.stride, convolution.padding, convolution.dilation)
+    return nn.Conv2d.forward(convolution, inputs) + F.conv2d(inner, up[:, :, None, None])
 
 
-def layer_branch(layer: Layer, device: torch.device) -> Branch:
-    """The branch of a layer as it stands in its file."""
-    down, up = (factor.to(device) for factor in scaled_factors(layer, None))
-    return lambda module, inputs: low_rank(module, inputs, down, up)
+def forward_with(layer: Layer, backbone: Backbone) -> Forward:
+    """The forward pass of a linear layer or a convolution with an adapter's layer as it stands in its file."""
+    down, up = (factor.to(backbone.device, backbone.dtype) for factor in scaled_factors(layer, None))
+
+    def forward(module: nn.Module, inputs: Tensor) -> Tensor:
+        if isinstance(module, nn.Conv2d):
+            return _convolution_with_layer(module, inputs, down, up)
+        assert isinstance(module, nn.Linear)
+        return linear_with_layer(module, inputs, down.flatten(1), up)
+
+    return forward
 
 
 class Sdxl:
@@ -190,21 +204,21 @@ class Sdxl:
         return output
 
     @contextmanager
-    def branched(self, branches: Mapping[Module, Branch]) -> Iterator[None]:
-        """The model with these branches beside its modules; no weight is touched, so removing them is exact."""
-        handles = []
+    def replaced(self, forwards: Mapping[Module, Forward]) -> Iterator[None]:
+        """The model with these forward passes instead of its modules' own; no weight is touched, so it ends exactly."""
+        modules = {self._find(module): forward for module, forward in forwards.items()}
         try:
-            for module, branch in branches.items():
-                handles.append(self._find(module).register_forward_hook(_adding(branch)))
+            for module, forward in modules.items():
+                module.forward = partial(forward, module)
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for module in modules:
+                vars(module).pop("forward", None)  # what hid the class's own
 
     @contextmanager
     def adapted(self, layers: Mapping[Module, Layer]) -> Iterator[None]:
         """The model with an adapter's layers, those of text encoders included."""
-        with self.branched({module: layer_branch(layer, self.device) for module, layer in layers.items()}):
+        with self.replaced({module: forward_with(layer, self) for module, layer in layers.items()}):
             yield
 
     @contextmanager
@@ -219,15 +233,15 @@ class Sdxl:
         sides = [
             (
                 weight,
-                {module: layer_branch(layer, self.device) for module, layer in layers.items() if module.part == "unet"},
+                {module: forward_with(layer, self) for module, layer in layers.items() if module.part == "unet"},
             )
             for weight, layers in ((subject_weight, subject), (1.0, style))
         ]
 
         def add_effects(unet: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor]) -> tuple[Tensor]:
             base = total = output[0]
-            for weight, branches in sides:
-                with self.branched(branches):
+            for weight, forwards in sides:
+                with self.replaced(forwards):
                     total = total + weight * (unet.forward(*args, **kwargs)[0] - base)
             return (total,)
 
@@ -240,7 +254,10 @@ class Sdxl:
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
         """The model that keeps only what its blocks are given, and computes the rest again in the backward pass."""
-        self.pipeline.unet.enable_gradient_checkpointing()
+        # No random number is drawn, and their state cannot be asked for while a CUDA graph is captured.
+        self.pipeline.unet.enable_gradient_checkpointing(
+            partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        )
         try:
             yield
         finally:
@@ -276,10 +293,6 @@ class Sdxl:
             return np.asarray(output.images, dtype=np.float32)
 
         return np.concatenate(list(in_batches(self.room.drawn, len(wanted), draw_some)))
-
-
-def _adding(branch: Branch) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    return lambda module, inputs, output: output + branch(module, inputs[0])
 
 
 def as_bytes(image_01: Float[NDArray[np.float32], "*shape"]) -> UInt8[NDArray[np.uint8], "*shape"]:

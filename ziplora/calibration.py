@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ _ROUNDING = 1e-11
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """The cached tensors of a calibration, on the CPU."""
+    """The cached tensors of a calibration."""
 
     calibration_id: str
     noisy: Float[Tensor, "samples channels height width"]
@@ -50,6 +50,19 @@ class Calibrated:
     def effect(self) -> float:
         """The mean over all samples: the unit of relative errors."""
         return float(self.effects.mean())
+
+    def on(self, device: torch.device) -> "Calibrated":
+        """The same with everything on a device that the UNet is shown and compared with."""
+        condition = Condition(
+            self.condition.hidden.to(device), self.condition.pooled.to(device), self.condition.time_ids.to(device)
+        )
+        return replace(
+            self,
+            noisy=self.noisy.to(device),
+            timesteps=self.timesteps.to(device),
+            condition=condition,
+            teacher=self.teacher.to(device),
+        )
 
 
 def load_pictures(references: References, side: int) -> UInt8[NDArray[np.uint8], "count side side 3"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .adapter import Layer
-from .backbone import Backbone, Branch, layer_branch
+from .backbone import Backbone, Forward, forward_with
 from .calibration import Calibrated, predict_some
 from .failure import Failure
 from .keys import Module
@@ -51,12 +51,12 @@ def input_moments(
     backbone: Backbone, layers: Mapping[Module, Layer], calibrated: Calibrated, wanted: Collection[Module]
 ) -> Moments:
     """Those of the wanted modules in the model with these layers, on the samples of a calibration."""
-    branches = {module: layer_branch(layer, backbone.device) for module, layer in layers.items()}
+    forwards = {module: forward_with(layer, backbone) for module, layer in layers.items()}
 
     def watch(some: slice) -> _Recorder:
         recorder = _Recorder(torch.promote_types(torch.float32, backbone.dtype))
-        watched = {module: recorder.recording(module, branches[module]) for module in wanted}
-        with backbone.branched(branches | watched):
+        watched = {module: recorder.recording(module, forwards[module]) for module in wanted}
+        with backbone.replaced(forwards | watched):
             predict_some(backbone, calibrated.noisy[some], calibrated.timesteps[some], calibrated.condition)
         return recorder
 
@@ -90,14 +90,14 @@ class _Recorder:
         self.totals: dict[Module, Float[Tensor, "in in"]] = {}
         """Of such first modules: a mean over tokens, a sum over the samples of one batch."""
 
-    def recording(self, name: Module, branch: Branch) -> Branch:
-        """The branch, which now takes note of its input."""
+    def recording(self, name: Module, forward: Forward) -> Forward:
+        """The forward pass, which now takes note of its input."""
 
         def record(module: nn.Module, inputs: Float[Tensor, "samples tokens in"]) -> Tensor:
             first = self.firsts[name] = self._seen.setdefault(inputs, name)
             if first == name:
                 tokens = inputs.flatten(0, 1).to(self._dtype)
                 self.totals[name] = tokens.T @ tokens / inputs.shape[1]
-            return branch(module, inputs)
+            return forward(module, inputs)
 
         return record

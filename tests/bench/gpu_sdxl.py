@@ -6,6 +6,7 @@ prompts are random numbers in place of what autoencoder and text encoders make. 
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from ziplora.methods.ziplora import Parameters, objective
 from ziplora.pair import DIRECT, Pair, is_attention
 from ziplora.recipe import Calibration, JointCalibration
 
+_LOG = logging.getLogger(__name__)
 _PROMPTS = ("a dog in ink", "a dog in ink on a beach", "a dog in ink in a wood", "a dog in ink at night")
 _TOKENS = 77
 _LATENT_SCALE = 8
@@ -103,6 +105,8 @@ class PairCost:
 
     method: str
     side: int
+    samples: int
+    """That a step sees."""
     capped: bool
     """Whether it had no more memory than a consumer's card."""
     seconds: float
@@ -126,8 +130,8 @@ class SideCost:
     """Base and the sum of effects, three passes, on the 16 samples of each joint prompt."""
     drawing_seconds: float
     """Worked out at that rate: the denoising of the pictures that the joint samples are noised from."""
-    step_flops: float
-    """Of `ziplora`'s step, forward and backward."""
+    sample_flops: float
+    """Of one sample in a step, forward and backward."""
 
 
 class Clock:
@@ -187,26 +191,26 @@ def joint_calibrations(backbone: Sdxl, pair: Pair, request: JointCalibration) ->
     return tuple(calibrated(number, prompt) for number, prompt in enumerate(request.prompts, start=1))
 
 
-def step_flops(problem: Problem, config: dict[str, Any]) -> float:
-    """What a step of `ziplora` computes, counted on a UNet without numbers, which has room for everything."""
+def sample_flops(problem: Problem, config: dict[str, Any]) -> float:
+    """What a step computes for each sample, counted on a UNet without numbers, which has room for everything."""
     bare = replace(problem, backbone=BareUnet(config, torch.device("meta"), torch.float32))
     student, parameters = Student(bare, DIRECT), Parameters()
     rows = [torch.arange(parameters.samples_per_step)] * 2
-    with bare.backbone.branched(student.branches), FlopCounterMode(display=False) as counter:
+    with student.installed(), FlopCounterMode(display=False) as counter:
         torch.stack(objective(student, bare.calibrations, rows, parameters)).sum().backward()  # type: ignore[no-untyped-call]
-    return float(counter.get_total_flops())
+    return float(counter.get_total_flops()) / (2 * parameters.samples_per_step)
 
 
 @contextmanager
-def consumer_card(device: torch.device) -> Iterator[None]:
+def consumer_card() -> Iterator[None]:
     """As much memory as a consumer's card has, some of it taken by the parts of SDXL that are not here."""
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = torch.cuda.get_device_properties().total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (_CONSUMER_BYTES - _OTHER_PARTS_BYTES) / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (_CONSUMER_BYTES - _OTHER_PARTS_BYTES) / total))
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 class Bench:
@@ -228,23 +232,28 @@ class Bench:
         request = JointCalibration(_PROMPTS, side=side)
         joint, joint_seconds = self.clock.timed(lambda: joint_calibrations(backbone, pair, request))
         problem = Problem(pair, backbone, subject, style, 0, unheard, joint)
-        flops = step_flops(problem, self._config)
+        flops = sample_flops(problem, self._config)
         passes_computed, passes_drawn = 4 * request.samples, 3 * 2 * request.pictures * request.steps
         cost = SideCost(side, calibration_seconds, joint_seconds, joint_seconds * passes_drawn / passes_computed, flops)
-        pairs = self._both(problem, cost, capped=False)
+        _LOG.info("%s", cost)
+        pairs = self._pairs(problem, cost, capped=False)
         if backbone.device.type == "cuda":
-            with consumer_card(backbone.device):
-                pairs += self._both(problem, cost, capped=True)
+            with consumer_card():
+                pairs += self._pairs(problem, cost, capped=True)
         return cost, pairs
 
-    def _both(self, problem: Problem, cost: SideCost, capped: bool) -> list[PairCost]:
-        """Both methods; their steps see equally many samples."""
+    def _pairs(self, problem: Problem, cost: SideCost, capped: bool) -> list[PairCost]:
+        """A step of `ziplora` with one sample of each side, as cheap as it gets, and both methods by their defaults."""
+        joint = cost.joint_seconds + cost.drawing_seconds
         return [
-            self._pair_cost("ziplora", problem, cost, 0.0, capped),
-            self._pair_cost("ziplora-joint", problem, cost, cost.joint_seconds + cost.drawing_seconds, capped),
+            self._pair_cost("ziplora", 2, problem, cost, 0.0, capped),
+            self._pair_cost("ziplora", 4, problem, cost, 0.0, capped),
+            self._pair_cost("ziplora-joint", 4, problem, cost, joint, capped),
         ]
 
-    def _pair_cost(self, name: str, problem: Problem, cost: SideCost, before: float, capped: bool) -> PairCost:
+    def _pair_cost(
+        self, name: str, samples: int, problem: Problem, cost: SideCost, before: float, capped: bool
+    ) -> PairCost:
         backbone, method = self._backbone, METHODS[name]
         backbone.room = Room(backbone.device)
         times: list[float] = []
@@ -252,35 +261,50 @@ class Bench:
         def note(done: int, total: int) -> None:
             times.append(self.clock.now())
 
-        watched, parameters = replace(problem, progress=note), method.parameters(steps=self._steps)
+        calibrations = len(problem.joint) if method.joint else len(problem.calibrations)
+        parameters = method.parameters(steps=self._steps, samples_per_step=samples // calibrations)
+        watched = replace(problem, progress=note)
         _, seconds = self.clock.timed(lambda: method.solve(watched, parameters))
-        per_step = (times[-1] - times[0]) / (len(times) - 1)  # the first one looks for its way
-        return PairCost(
+        per_step = (times[-1] - times[1]) / (len(times) - 2)  # the first finds its way, the second may be captured
+        found = PairCost(
             name,
             cost.side,
+            samples,
             capped,
             before + seconds,
             per_step,
-            cost.step_flops / per_step / self.rate,
+            samples * cost.sample_flops / per_step / self.rate,
             3600 / (before + seconds),
             self.clock.peak_bytes(),
             backbone.room.trained.chosen.name.lower(),
         )
+        _LOG.info("%s", found)
+        return found
 
 
 def show(console: Console, sides: Sequence[SideCost], pairs: Sequence[PairCost]) -> None:
     """Both tables."""
-    before = Table("side", "calibration, s", "joint targets, s", "joint pictures, s", "TFLOP a step")
+    before = Table("side", "calibration, s", "joint targets, s", "joint pictures, s", "TFLOP a sample")
     for cost in sides:
         seconds = (f"{one:.2f}" for one in (cost.calibration_seconds, cost.joint_seconds, cost.drawing_seconds))
-        before.add_row(str(cost.side), *seconds, f"{cost.step_flops / 1e12:.3g}")
+        before.add_row(str(cost.side), *seconds, f"{cost.sample_flops / 1e12:.3g}")
     table = Table(
-        "method", "side", "card", "pair, s", "step, ms", "of matmul rate", "pairs an hour", "peak, GiB", "thrift"
+        "method",
+        "side",
+        "samples",
+        "card",
+        "pair, s",
+        "step, ms",
+        "of matmul rate",
+        "pairs an hour",
+        "peak, GiB",
+        "thrift",
     )
     for pair in pairs:
         table.add_row(
             pair.method,
             str(pair.side),
+            str(pair.samples),
             "24 GB" if pair.capped else "whole",
             f"{pair.seconds:.2f}",
             f"{1000 * pair.seconds_per_step:.0f}",
@@ -302,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reduced", action="store_true", help="a UNet of a tenth of the width, for a CPU")
     parser.add_argument("--json", type=Path, help="where to write the figures besides")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, dtype_name = device_named(options.device)
     device, dtype = torch.device(name), getattr(torch, dtype_name)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else name

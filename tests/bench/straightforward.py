@@ -18,7 +18,7 @@ from torch.func import functional_call
 from ziplora.adapter import Layer
 from ziplora.calibration import Calibrated
 from ziplora.keys import Module
-from ziplora.methods.student import row_schedule
+from ziplora.methods.descent import row_schedule
 
 _ATTENTION_ENDS = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -28,7 +28,7 @@ def test_it_measures_both_methods(tmp_path: Path, capsys: pytest.CaptureFixture[
         ]
     )
     found = json.loads((tmp_path / "f.json").read_text())
-    assert [pair["method"] for pair in found["pairs"]] == ["ziplora", "ziplora-joint"]
+    assert [pair["method"] for pair in found["pairs"]] == ["ziplora", "ziplora", "ziplora-joint"]
     assert {pair["thrift"] for pair in found["pairs"]} == {"none"}
     assert all(pair["pairs_per_hour"] > 0 and 0 < pair["rate_share"] < 1 for pair in found["pairs"])
     assert "joint targets" in capsys.readouterr().out

@@ -55,7 +55,7 @@ def test_an_adapter_comes_and_goes_without_a_trace(backbone: Sdxl, style: Lora) 
     after = weights_of(backbone)
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], weights[name]) for name in weights)
-    assert not any(module._forward_hooks for module in backbone.pipeline.unet.modules())  # noqa: SLF001
+    assert not any("forward" in vars(module) for module in backbone.pipeline.unet.modules())
 
 
 def test_an_adapter_goes_when_its_use_fails(backbone: Sdxl, subject: Lora) -> None:
@@ -73,7 +73,7 @@ def test_layers_of_text_encoders_change_the_prompt(backbone: Sdxl, style: Lora) 
 
 
 @pytest.mark.parametrize("module", [CONV, LINEAR], ids=["convolution", "linear"])
-def test_a_branch_is_the_changed_weight(module: Module, backbone: Sdxl) -> None:
+def test_a_layer_is_the_changed_weight(module: Module, backbone: Sdxl) -> None:
     layer, target = change_of(module, backbone), backbone.pipeline.unet.get_submodule(module.path)
     with backbone.adapted({module: layer}):
         found = prediction(backbone)

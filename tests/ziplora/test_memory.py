@@ -16,8 +16,9 @@ from ziplora.joint import calibrate_jointly
 from ziplora.memory import Room, Thrift, Ways, in_batches, shortage_in_words
 from ziplora.merge import merge
 from ziplora.methods import METHODS
+from ziplora.methods.descent import row_schedule
 from ziplora.methods.solution import Problem, relative_errors
-from ziplora.methods.student import Student, row_schedule
+from ziplora.methods.student import Student
 from ziplora.methods.ziplora import Parameters, objective
 from ziplora.moments import input_moments
 from ziplora.pair import DIRECT
@@ -87,7 +88,7 @@ def small_card(backbone: Sdxl, samples: int = 8, needs_checkpoints: bool = False
 def gradient_of(student: Student, problem: Problem, backbone: Sdxl, thrift: Thrift) -> Tensor:
     student.flat.grad = None
     rows = [torch.tensor([0, 3]), torch.tensor([2, 1])]
-    with backbone.branched(student.branches), student.sparing(thrift):
+    with student.installed(), student.sparing(thrift):
         sum(objective(student, problem.calibrations, rows, Parameters())).backward()  # type: ignore[union-attr]
     assert student.flat.grad is not None
     return student.flat.grad
@@ -119,7 +120,7 @@ def test_each_thrift_keeps_less_for_the_backward_pass(problem: Problem, backbone
 
         weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.pipeline.unet.parameters()}
         with (
-            backbone.branched(student.branches),
+            student.installed(),
             student.sparing(thrift),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
@@ -184,7 +185,7 @@ def test_where_there_is_room_a_step_is_the_plain_one(problem: Problem, backbone:
     parameters, sides, student = Parameters(steps=4), problem.calibrations, Student(problem, DIRECT)
     optimiser = torch.optim.Adam([student.flat], lr=parameters.learning_rate)
     schedules = [row_schedule(side, parameters.steps, parameters.samples_per_step, problem.seed) for side in sides]
-    with backbone.branched(student.branches):
+    with student.installed():
         for rows in zip(*schedules, strict=True):
             subject, style, third = objective(student, sides, rows, parameters)
             optimiser.zero_grad()
@@ -248,7 +249,7 @@ def test_a_merge_that_fits_in_no_way_is_a_failure(
     assert room.predicted.chosen == 1
     with cramped(backbone.pipeline.text_encoder, lambda _: True):
         refused(lambda: run("ziplora"))  # where nothing thriftier can be done
-    assert not any(module._forward_hooks for module in backbone.pipeline.unet.modules())  # noqa: SLF001
+    assert not any("forward" in vars(module) for module in backbone.pipeline.unet.modules())
     run("ziplora")
 
 

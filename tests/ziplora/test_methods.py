@@ -14,8 +14,9 @@ from ziplora.calibration import calibrate
 from ziplora.failure import Failure
 from ziplora.methods import METHODS, complete_parameters, method_named, ziplora_lsq
 from ziplora.methods import direct as direct_method
+from ziplora.methods.descent import row_schedule
 from ziplora.methods.solution import Problem, Solution, unheard
-from ziplora.methods.student import Student, row_schedule
+from ziplora.methods.student import Student
 from ziplora.methods.ziplora import Parameters, objective, solve
 from ziplora.pair import DIRECT, Coefficients, Pair, merged_layers
 from ziplora.store import Store
@@ -88,7 +89,7 @@ def test_the_form_of_a_parent_does_not_matter(backbone64: Sdxl, subject: Lora, s
 def test_the_start_is_the_direct_merge(problem: Problem, backbone: Sdxl) -> None:
     student, calibrated = Student(problem, DIRECT), problem.calibrations[0]
     rows = torch.tensor([0, 1])
-    with torch.no_grad(), backbone.branched(student.branches):
+    with torch.no_grad(), student.installed():
         found, _ = student.predict(problem.calibrations, (rows, rows))
     direct = direct_method.solve(problem, direct_method.Parameters())
     with torch.no_grad(), backbone.adapted(merged_layers(problem.pair, direct.coefficients)):
@@ -115,7 +116,7 @@ def test_in_bfloat16_all_but_the_unet_is_single(base_folder: Path, subject: Lora
     half = problem_of(load_backbone(base_folder, "cpu", "bfloat16"), store, subject, style)
     student, parameters = Student(half, DIRECT), Parameters()
     optimiser = torch.optim.Adam([student.flat], lr=parameters.learning_rate)
-    with half.backbone.branched(student.branches):
+    with student.installed():
         terms = objective(student, half.calibrations, [torch.tensor([0, 1])] * 2, parameters)
         sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
     optimiser.step()

@@ -12,8 +12,9 @@ from ziplora.calibration import Calibrated, calibrate
 from ziplora.export import write_adapter
 from ziplora.keys import Module
 from ziplora.methods import ziplora_lsq
+from ziplora.methods.descent import row_schedule
 from ziplora.methods.solution import Problem, unheard
-from ziplora.methods.student import Student, row_schedule
+from ziplora.methods.student import Student
 from ziplora.methods.ziplora import Parameters, objective, solve
 from ziplora.pair import DIRECT, Pair, merged_layers
 from ziplora.recipe import Export
@@ -74,7 +75,7 @@ def test_objective_and_gradient(form: str, balanced: bool, problem: Problem, ora
     oracle.m_subject = dict(zip(oracle.learned, learned[: len(oracle.learned)], strict=True))
     oracle.m_style = dict(zip(oracle.learned, learned[len(oracle.learned) :], strict=True))
     rows = (torch.tensor([2, 0]), torch.tensor([1, 3]))
-    with problem.backbone.branched(student.branches):
+    with student.installed():
         found = objective(student, problem.calibrations, rows, parameters)
         (found_gradient,) = torch.autograd.grad(found[0] + found[1] + 0.3 * found[2], student.flat)
     wanted = oracle_losses(oracle, problem, rows, parameters)

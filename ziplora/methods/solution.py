@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ziplora.backbone import Backbone, layer_branch
+from ziplora.backbone import Backbone, forward_with
 from ziplora.calibration import Calibrated, predict_all
 from ziplora.elementwise import Elementwise, combined_layer
 from ziplora.failure import Failure
@@ -72,9 +72,7 @@ def joint_error(problem: Problem, coefficients: Coefficients) -> float:
 def _errors(problem: Problem, coefficients: Coefficients, calibrations: Sequence[Calibrated]) -> list[float]:
     layers = merged_layers(problem.pair, coefficients)
     errors = []
-    with problem.backbone.branched(
-        {module: layer_branch(layer, problem.backbone.device) for module, layer in layers.items()}
-    ):
+    with problem.backbone.replaced({module: forward_with(layer, problem.backbone) for module, layer in layers.items()}):
         for side in calibrations:
             predicted = predict_all(problem.backbone, side.noisy, side.timesteps, side.condition)
             errors.append(float((predicted - side.teacher).square().mean()) / side.effect)

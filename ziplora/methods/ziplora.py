@@ -15,8 +15,9 @@ from ziplora.pair import DIRECT, Coefficients
 from ziplora.recipe import Losses
 
 from . import ziplora_lsq
+from .descent import Descent, descend, squared_error
 from .solution import Problem, Solution, is_number, refuse_strangers, relative_errors, require, unheard
-from .student import Descent, Rows, Student, descend, squared_error
+from .student import Rows, Student
 
 _STARTS = {"ones": "the direct merge", "lsq": "that of ziplora-lsq"}
 _TINY = 1e-12
@@ -52,7 +53,6 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
     """The coefficients after all steps of Adam, or a failure that says why there are none."""
     refuse_strangers(problem.pair)
     first = relative_errors(problem, DIRECT)
-    sides = problem.calibrations
     descent = Descent(
         parameters.steps,
         parameters.learning_rate,
@@ -62,9 +62,9 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
     )
     coefficients, curve = descend(
         problem,
-        sides,
+        problem.calibrations,
         descent,
-        lambda student, rows: objective(student, sides, rows, parameters),
+        lambda student, shown, rows: objective(student, shown, rows, parameters),
         (1.0, 1.0, parameters.third_term_weight),
     )
     return Solution(coefficients, Losses(*first, *relative_errors(problem, coefficients), curve=curve))
@@ -92,7 +92,7 @@ def third_term(student: Student, form: str) -> Float[Tensor, ""]:
     subject, style = student.flat.chunk(2)
     together = student.per_layer(subject * style)
     if form == "mean":
-        together = together / torch.tensor(student.widths, device=together.device)
+        together = together / student.per_layer(torch.ones_like(subject))
     elif form == "cosine":
         lengths = student.per_layer(subject.square()) * student.per_layer(style.square())
         together = together / lengths.clamp(min=_TINY).sqrt()

@@ -5,16 +5,19 @@ are drawn from joint prompts, on which nothing was fitted. Here the merge learns
 prompts, what both adapters do there when their effects are added up (see `ziplora.joint`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ziplora.calibration import Calibrated
 from ziplora.pair import DIRECT
 from ziplora.recipe import Losses
 
+from .descent import Descent, descend, squared_error
 from .solution import Problem, Solution, is_number, joint_error, refuse_strangers, relative_errors, require
-from .student import Descent, Rows, Student, descend, squared_error
+from .student import Rows, Student
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
     """The coefficients after all steps of Adam, or a failure that says why there are none."""
     refuse_strangers(problem.pair)
 
-    def objective(student: Student, rows: Rows) -> tuple[Float[Tensor, ""]]:
-        shown = zip(student.predict(problem.joint, rows), problem.joint, rows, strict=True)
+    def objective(student: Student, joint: Sequence[Calibrated], rows: Rows) -> tuple[Float[Tensor, ""]]:
+        shown = zip(student.predict(joint, rows), joint, rows, strict=True)
         errors = [squared_error(predicted, one, chosen) / one.effect for predicted, one, chosen in shown]
         return (sum(errors[1:], errors[0]) / len(errors),)
 
