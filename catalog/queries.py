@@ -188,9 +188,12 @@ def all_settings(engine: Engine) -> list[Mapping[str, Any]]:
         return list(connection.scalars(select(Night.settings)))
 
 
-def unfinished_nights(engine: Engine, since: datetime) -> int:
-    """How many nights that began after that moment have not ended."""
-    begun = select(func.count()).where(Night.started_at > since, Night.finished_at.is_(None))
+def nights_cut_off(engine: Engine, since: datetime) -> int:
+    """How many nights began after that moment and did not end, since the last one that did."""
+    ended = select(func.max(Night.started_at)).where(Night.finished_at.is_not(None)).scalar_subquery()
+    begun = select(func.count()).where(
+        Night.started_at > since, Night.finished_at.is_(None), or_(ended.is_(None), Night.started_at > ended)
+    )
     with reading(engine).connect() as connection:
         return connection.scalar(begun) or 0
 

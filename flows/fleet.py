@@ -32,7 +32,7 @@ from prefect.states import Cancelling
 from catalog import facts, record
 from catalog.errors import CatalogueError
 from catalog.facts import Reason
-from catalog.queries import blocked_merge_ids, failures_of, running_merge_ids, seconds_by_method, unfinished_nights
+from catalog.queries import blocked_merge_ids, failures_of, nights_cut_off, running_merge_ids, seconds_by_method
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
 from flows.batch import compressed, merge_batch, undone
@@ -261,13 +261,17 @@ def _last_lines(run_id: UUID) -> str:
     return "It said last: " + " / ".join(log.message for log in reversed(logs)) if logs else ""
 
 
+def refuse_crash_loop(catalogue: Catalogue) -> None:
+    """Begin no night where one after the other was cut off: whoever starts them again would do so for ever."""
+    cut_off = nights_cut_off(catalogue, datetime.now(UTC) - timedelta(hours=1))
+    if cut_off >= _MOST_CUT_OFF:
+        fact = f"{cut_off} nights in a row began within an hour and did not end."
+        raise Problem("NIGHTS_CRASH", fact, "see what the runs of nightly said last, and try again in an hour.", 3)
+
+
 def clear_up(night: Night) -> None:
     """Settle what an earlier night left behind when it was cut off."""
     if night.workers == "pool":
-        cut_off = unfinished_nights(night.catalogue, datetime.now(UTC) - timedelta(hours=1))
-        if cut_off > _MOST_CUT_OFF:  # whoever starts crashed nights again would do so for ever
-            fact = f"{cut_off} nights began within an hour, and none of them ended."
-            raise Problem("NIGHTS_CRASH", fact, "see what the runs of nightly said last.", 3)
         _cancel_batches()
     else:
         for merge_id in running_merge_ids(night.catalogue):

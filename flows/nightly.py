@@ -26,7 +26,7 @@ from catalog.snapshot import write_snapshot
 from catalog.story import night_summary
 from flows.alerts import night_ended, send_report
 from flows.artifacts import show_extremes, show_night, show_troubles
-from flows.fleet import Night, Workers, clear_up, merge_all
+from flows.fleet import Night, Workers, clear_up, merge_all, refuse_crash_loop
 from flows.fresh_snapshot import FreshSnapshot
 from flows.missing import look_over
 from flows.plan import Base, Job, Plan, Wishes, base_of, input_of, nothing_known, plan
@@ -145,6 +145,8 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
     began = datetime.now(UTC)
     settings = load_settings(Path(config))
     catalogue = open_catalogue(settings.catalogue, migrate=True)
+    if workers == "pool":
+        refuse_crash_loop(catalogue)
     night_id = f"{began:%Y-%m-%dT%H-%M-%S}-{token_hex(2)}"
     kept = KeptNight(night_id, settings.model_dump(mode="json"), began)
     keep_night(settings.store_folder, kept)

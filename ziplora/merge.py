@@ -104,6 +104,7 @@ def merge(
     with shortage_in_words(backbone.device):
         calibrated: list[Calibrated | None] = [None, None]
         if method.calibrated:
+            pair = pair.on(backbone.device)
             calibrated = [
                 _calibrated(recipe.subject_calibration, "subject", subject, backbone, store, subject_references),
                 _calibrated(recipe.style_calibration, "style", style, backbone, store, style_references),

@@ -7,7 +7,7 @@ through as the direct sum. Layers of text encoders are left out.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,20 @@ class Pair:
         return Pair(
             {module: layer for module, layer in self.subject.items() if module in chosen},
             {module: layer for module, layer in self.style.items() if module in chosen},
+        )
+
+    def on(self, device: torch.device) -> "Pair":
+        """The same with the UNet's layers on a device."""
+        return Pair(
+            *(
+                {
+                    module: replace(layer, down=layer.down.to(device), up=layer.up.to(device))
+                    if module.part == "unet"
+                    else layer
+                    for module, layer in layers.items()
+                }
+                for layers in (self.subject, self.style)
+            )
         )
 
     @property
@@ -123,7 +137,7 @@ def scale_columns(
     down: Float[Tensor, "rank in *kernel"], factors: Float[Tensor, " in"]
 ) -> Float[Tensor, "rank in *kernel"]:
     """A · diag(m): every input feature by its own factor."""
-    return down * factors.view(1, -1, *(1 for _ in down.shape[2:]))
+    return down * factors.to(down.device).view(1, -1, *(1 for _ in down.shape[2:]))
 
 
 def scaled_factors(layer: Layer, factors: Float[Tensor, " in"] | None) -> tuple[Tensor, Tensor]:

@@ -264,7 +264,9 @@ class Bench:
         calibrations = len(problem.joint) if method.joint else len(problem.calibrations)
         parameters = method.parameters(steps=self._steps, samples_per_step=samples // calibrations)
         watched = replace(problem, progress=note)
-        _, seconds = self.clock.timed(lambda: method.solve(watched, parameters))
+        _, seconds = self.clock.timed(
+            lambda: method.solve(replace(watched, pair=self._pair.on(backbone.device)), parameters)
+        )
         per_step = (times[-1] - times[1]) / (len(times) - 2)  # the first finds its way, the second may be captured
         found = PairCost(
             name,

@@ -245,11 +245,22 @@ def test_a_merge_is_not_done_before_its_scores_are_there(place: Settle, monkeypa
 
 def test_nights_that_always_crash_are_not_begun_for_ever(place: Settle) -> None:
     there = place(methods=DIRECT)
+    catalogue, now = open_catalogue(there.catalogue, migrate=True), datetime.now(UTC)
+    for number in range(20):
+        record.record_night_started(catalogue, f"night {number}", {}, now - timedelta(minutes=number))
+    for _ in range(2):  # what was refused is no further night
+        with pytest.raises(Problem, match="NIGHTS_CRASH  20 nights in a row began within an hour and did not end"):
+            nightly(str(there.config), workers="pool")
+    record.record_night_finished(catalogue, "night 10", {}, now)
+    fleet.refuse_crash_loop(catalogue)
+
+
+def test_nights_cut_off_long_ago_are_forgotten(place: Settle) -> None:
+    there = place(methods=DIRECT)
     catalogue = open_catalogue(there.catalogue, migrate=True)
     for number in range(20):
-        record.record_night_started(catalogue, f"night {number}", {}, datetime.now(UTC))
-    with pytest.raises(Problem, match="NIGHTS_CRASH  21 nights began within an hour"):
-        nightly(str(there.config), workers="pool")
+        record.record_night_started(catalogue, f"night {number}", {}, datetime.now(UTC) - timedelta(hours=2))
+    fleet.refuse_crash_loop(catalogue)
 
 
 def test_the_server_holds_few_batches_more_than_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
