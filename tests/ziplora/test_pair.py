@@ -113,6 +113,17 @@ def test_style_strength_zero_is_the_subject_alone() -> None:
     assert_same({module: found[module] for module in subject}, deltas(subject))
 
 
+def test_a_pair_on_a_device_is_merged_there() -> None:
+    """With coefficients from wherever; layers of text encoders stay where they are."""
+    there = PAIR.on(torch.device("meta"))
+    layers, wanted = merged_layers(there, chance(PAIR)), merged_layers(PAIR, chance(PAIR))
+    assert {factor.device.type for layer in layers.values() for factor in (layer.down, layer.up)} == {"meta"}
+    assert {module: one.down.shape for module, one in layers.items()} == {
+        module: one.down.shape for module, one in wanted.items()
+    }
+    assert there.style[TEXT] is PAIR.style[TEXT]
+
+
 def test_roles_swap_with_the_coefficients() -> None:
     coefficients = chance(PAIR)
     swapped = merged_layers(Pair(PAIR.style, PAIR.subject), Coefficients(coefficients.style, coefficients.subject))
