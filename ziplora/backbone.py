@@ -205,7 +205,7 @@ class Sdxl:
 
     @contextmanager
     def replaced(self, forwards: Mapping[Module, Forward]) -> Iterator[None]:
-        """The model with these forward passes instead of its modules' own; no weight is touched, so it ends exactly."""
+        """The model with these forward passes instead of its modules' own; no weight is touched."""
         modules = {self._find(module): forward for module, forward in forwards.items()}
         try:
             for module, forward in modules.items():
@@ -254,7 +254,7 @@ class Sdxl:
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
         """The model that keeps only what its blocks are given, and computes the rest again in the backward pass."""
-        # No random number is drawn, and their state cannot be asked for while a CUDA graph is captured.
+        # No random number is drawn, so that the state of none need be fetched from the device.
         self.pipeline.unet.enable_gradient_checkpointing(
             partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         )

@@ -64,7 +64,7 @@ class Room:
     def __init__(self, device: torch.device) -> None:
         self.trained: Ways[Thrift] = Ways(device, tuple(Thrift))
         self.predicted: Ways[int] = Ways(device, (16, 8, 4, 2, 1) if device.type == "cuda" else (4, 2, 1))
-        """How many samples go through the UNet at once, where no gradient is wanted: a GPU waits for few."""
+        """How many samples go through the UNet at once, where no gradient is wanted: few do not keep a GPU busy."""
         self.encoded: Ways[int] = Ways(device, (8, 4, 2, 1))
         """How many pictures."""
         self.drawn: Ways[int] = Ways(device, (8, 4, 2, 1))

@@ -90,7 +90,7 @@ class _Graph:
 
 @contextmanager
 def _on_one_stream(device: torch.device) -> Iterator[None]:
-    """All on one stream that is not the default one: no graph is captured there, nor with what autograd left there."""
+    """Everything on a stream of its own: no graph is captured on the default one, nor with what autograd left there."""
     if device.type != "cuda":
         yield
         return

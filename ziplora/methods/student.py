@@ -5,7 +5,7 @@ through the model in one batch, or in a thriftier way where there is no room.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,11 +112,9 @@ class Student:
             downs = torch.cat((alike.subject * of_subject, alike.style * of_style), dim=1).to(self._backbone.dtype)
             self._downs.update(zip(alike.indices, downs.unbind(), strict=True))
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """The backbone as this model; afterwards exactly as before."""
-        with self._backbone.replaced(self._forwards):
-            yield
+        return self._backbone.replaced(self._forwards)
 
     @contextmanager
     def sparing(self, thrift: Thrift) -> Iterator[None]:
