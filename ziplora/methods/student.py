@@ -125,6 +125,7 @@ class Student:
                 yield
         finally:
             self._piecewise = False
+            self._downs.clear()  # and with them what autograd knows of this step
 
     def predict(self, calibrations: Sequence[Calibrated], rows: Rows) -> tuple[Float[Tensor, "some c h w"], ...]:
         """The merged model's predictions of some samples of each calibration, in one batch unless that is too much."""
