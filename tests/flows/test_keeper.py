@@ -63,14 +63,15 @@ def test_a_card_that_is_ill_gets_no_work_until_it_is_well(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(keeper, "living", lambda *_, **__: [])
     monkeypatch.setattr(keeper, "_start", lambda _: subprocess.Popen(["sleep", "60"]))
-    for name, seconds in (("_AGAIN_SECONDS", 0.0), ("_LOOK_SECONDS", 0.0), ("_DRIVER_SECONDS", 1.0)):
-        monkeypatch.setattr(keeper, name, seconds)
+    for name in ("_AGAIN_SECONDS", "_LOOK_SECONDS"):
+        monkeypatch.setattr(keeper, name, 0.0)
     said: list[str] = []
     with open(os.devnull, "w") as lock:  # noqa: PTH123 - what a worker holds
         one = keeper.Kept(Post("gpu", 0), lock)
 
-        def is_at_work(driver: str) -> bool:
+        def is_at_work(driver: str, within: float = 60.0) -> bool:
             card.write_text(driver)
+            monkeypatch.setattr(keeper, "_DRIVER_SECONDS", within)
             keeper._look_after(one, said.append)  # noqa: SLF001
             return one.process is not None and one.process.poll() is None
 
@@ -82,7 +83,9 @@ def test_a_card_that_is_ill_gets_no_work_until_it_is_well(tmp_path: Path, monkey
         assert worker is not None
         assert worker.poll() is not None
         assert is_at_work("echo '[N/A]'"), "a card for gamers counts no errors"
-        assert not is_at_work("exec sleep 600")
+        assert not is_at_work("exec sleep 600", within=1.0)
+        assert one.asked is not None
+        one.asked.wait()  # it is killed; a driver that still hangs is not asked again
         assert not is_at_work("echo 2")
         assert is_at_work("echo 0")
         keeper._stop(one)  # noqa: SLF001
