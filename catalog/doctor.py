@@ -121,7 +121,7 @@ def _keep_merge(engine: Engine, store: Path, merge_id: str) -> None:
     columns = ("merge_id", "scorer_id", "prompt", "seed", "value", "floor", "ceiling", "scored_at")
     scores = [facts.Score(*(getattr(one, column) for column in columns)) for one in seen]
     merge = facts.Merge(row.merge_id, row.subject, row.style, row.method, row.recipe)
-    result = facts.Result(row.night_id, row.losses, row.movement, row.seconds, row.finished_at)
+    result = facts.Result(row.night_id, row.losses, row.movement, row.seconds, row.finished_at, row.pair_seconds)
     keep_merge(store, merge, result, scores)
 
 

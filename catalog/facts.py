@@ -129,7 +129,10 @@ class Result:
     """With the movement of each block of the UNet."""
     movement: float
     seconds: float
+    """Of merging alone."""
     finished_at: datetime
+    pair_seconds: float | None = None
+    """With pictures and scores."""
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,9 @@ def open_requests(engine: Engine) -> list[OpenRequest]:
 
 
 def seconds_by_method(engine: Engine) -> dict[str, float]:
-    """What a finished merge took on average, by method."""
-    mean = select(Merge.method, func.avg(Merge.seconds)).where(Merge.status == "done").group_by(Merge.method)
+    """What a finished merge took on average, with its pictures and scores, by method."""
+    took = func.avg(func.coalesce(Merge.pair_seconds, Merge.seconds))
+    mean = select(Merge.method, took).where(Merge.status == "done").group_by(Merge.method)
     with reading(engine).connect() as connection:
         return {method: seconds for method, seconds in connection.execute(mean) if seconds is not None}
 
@@ -230,7 +231,7 @@ def merge_outlines(engine: Engine) -> list[MergeOutline]:
 
 def result_of(engine: Engine, merge_id: str) -> Result | None:
     """What a finished merge measured; None of one that is not finished."""
-    columns = (Merge.night_id, Merge.losses, Merge.movement, Merge.seconds, Merge.finished_at)
+    columns = (Merge.night_id, Merge.losses, Merge.movement, Merge.seconds, Merge.finished_at, Merge.pair_seconds)
     with reading(engine).connect() as connection:
         row = connection.execute(select(*columns).where(Merge.merge_id == merge_id, Merge.status == "done")).first()
     return None if row is None else Result(*row)

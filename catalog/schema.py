@@ -185,6 +185,9 @@ class Merge(Base):
     losses: Mapped[dict[str, Any] | None]
     movement: Mapped[float | None]
     seconds: Mapped[float | None]
+    """Of merging alone."""
+    pair_seconds: Mapped[float | None]
+    """With pictures and scores, in the night that finished it; unknown of merges from before this was measured."""
     finished_at: Mapped[datetime | None]
     code: Mapped[str | None]
     fact: Mapped[str | None]

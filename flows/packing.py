@@ -9,22 +9,21 @@ from flows.plan import Job
 
 _SHARES = 2
 """Batches for each of several workers, so that they end at about the same time. Each stands still between two."""
-_LEAST_SECONDS, _MOST_SECONDS = 180.0, 1800.0
-"""A batch is worth the start of its process, and still small when a worker ends before it."""
+_SHARE_SECONDS, _LEAST_SECONDS, _MOST_SECONDS = 180.0, 30.0, 1800.0
+"""A second share is worth a worker's standing still, a batch the start of its process; and a worker that ends before
+another one does not wait for long."""
 
 
 def packed(jobs: Sequence[Job], most: int, seconds: Mapping[str, float], workers: int) -> Iterator[tuple[Job, ...]]:
     """Batches of at most so many merges, in the order of the plan, with the methods of a pair together if they fit.
 
-    `seconds` is what a merge took before, by method; what was not measured is taken for the mean of the others.
+    `seconds` is what a pair took before, by method; what was not measured is taken for the mean of the others.
     """
     usual = fmean(seconds.values()) if seconds else 1.0
     pairs = [tuple(pair) for _, pair in groupby(jobs, key=lambda job: (job.subject.sha256, job.style.sha256))]
     costs = [sum(seconds.get(job.recipe.method, usual) for job in pair) for pair in pairs]
-    budget = sum(costs) / (workers * _SHARES if workers > 1 else 1)
     longest = _MOST_SECONDS if seconds else math.inf
-    if seconds:
-        budget = max(budget, _LEAST_SECONDS)
+    budget = sum(costs) / _number(len(jobs) / most, sum(costs) if seconds else None, workers)
     batch: list[Job] = []
     took = 0.0
     for pair, cost in zip(pairs, costs, strict=True):
@@ -39,3 +38,17 @@ def packed(jobs: Sequence[Job], most: int, seconds: Mapping[str, float], workers
             batch = batch[most:]
     if batch:
         yield tuple(batch)
+
+
+def _number(full: float, seconds: float | None, workers: int) -> int:
+    """How many batches of even size several workers get: as many for each, and no less than so many full ones."""
+    if workers == 1:
+        return 1
+    if seconds is None:
+        number = workers * _SHARES
+    elif seconds < workers * _LEAST_SECONDS:
+        number = max(1, int(seconds / _LEAST_SECONDS))
+    else:
+        number = workers * (_SHARES if seconds >= workers * _SHARES * _SHARE_SECONDS else 1)
+        full = max(full, seconds / _MOST_SECONDS)
+    return number if number >= full else workers * math.ceil(full / workers)

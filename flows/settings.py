@@ -191,7 +191,7 @@ class Limits(_Strict):
     pairs: int = Field(default=10_000, ge=1)
     seconds: float = Field(default=12 * 3600, gt=0)
     store_bytes: int = Field(default=500_000_000_000, gt=0, description="on this disk; free space is checked too")
-    batch: int = Field(default=50, ge=1, le=100, description="merges of one warm worker, at most")
+    batch: int = Field(default=100, ge=1, le=100, description="merges of one warm worker, at most")
     silent_seconds: float = Field(
         default=3600,
         gt=0,

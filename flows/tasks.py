@@ -3,6 +3,8 @@
 Results lie in the store under names made from their content: Prefect keeps none of them, and caches none.
 """
 
+import time
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -32,10 +34,11 @@ def complete_pair(worker: Worker, job: Job, night_id: str) -> Completed:
 
     One task, not one a stage: what a task tells a server is most of what a pair costs there.
     """
+    began = time.monotonic()
     worker.fetch_pair(job, night_id)
     result = worker.merge(job, lambda done, total: tell(job.name, done, total))
     tell(f"{job.name}: preview", 0, 0)
     pictures = worker.preview(job)
     tell(f"{job.name}: score", 0, 0)
     rows = worker.score(job, pictures)
-    return Completed(result, pictures, worker.record(job, night_id, result, rows))
+    return Completed(result, pictures, worker.record(job, night_id, result, rows, time.monotonic() - began))

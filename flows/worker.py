@@ -208,10 +208,12 @@ class Worker:
         )
         return score_merge(job.recipe.merge_id, evidence, self.scorers, self.store)
 
-    def record(self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> dict[str, float]:
-        """Write a finished pair into the catalogue; gives back its mean position by metric."""
+    def record(
+        self, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow], seconds: float
+    ) -> dict[str, float]:
+        """Write a pair that took so long into the catalogue; gives back its mean position by metric."""
         losses = {**asdict(result.losses), "movement_by_block": result.movement_by_block} if result.losses else {}
-        measured = facts.Result(night_id, losses, result.movement, result.seconds, datetime.now(UTC))
+        measured = facts.Result(night_id, losses, result.movement, result.seconds, datetime.now(UTC), seconds)
         return self.record_scores(job, result_of(self.catalogue, job.recipe.merge_id) or measured, rows)
 
     def record_scores(self, job: Job, measured: facts.Result, rows: Sequence[ScoreRow]) -> dict[str, float]:

@@ -85,6 +85,17 @@ def test_a_file_is_known_by_its_place_to_the_reader_that_read_it(catalogue: Engi
     assert queries.known_headers(catalogue, ids, 2) == {later.alias_id: later}
 
 
+def test_a_method_takes_what_its_pairs_took_with_pictures_and_scores(catalogue: Engine) -> None:
+    start(catalogue)
+    record.record_done(catalogue, merge(DOG, NEON), replace(result(seconds=2.0), pair_seconds=10.0))
+    record.record_done(catalogue, merge(DOG, INK), result(seconds=4.0))  # from before that was measured
+    record.record_done(catalogue, merge(method="direct"), replace(result(seconds=0.0), pair_seconds=5.0))
+    assert queries.seconds_by_method(catalogue) == {"ziplora": 7.0, "direct": 5.0}
+    kept = queries.result_of(catalogue, merge(DOG, NEON).merge_id)
+    assert kept is not None
+    assert (kept.seconds, kept.pair_seconds) == (2.0, 10.0)
+
+
 def test_the_first_result_of_a_merge_counts(catalogue: Engine) -> None:
     start(catalogue)
     assert record.record_done(catalogue, merge(), result(seconds=3.5))

@@ -70,7 +70,7 @@ def record_a_night(folder: Path) -> None:
             rows = [
                 ScoreRow(one, "a", seed, chance.random(), 0.1, 0.9, None, "") for one in _SCORERS for seed in (0, 1)
             ]
-            worker.record(job, night.night_id, _result(merge_id, chance), rows)
+            worker.record(job, night.night_id, _result(merge_id, chance), rows, chance.random())
             acknowledged.write(f"{merge_id}\n".encode())
             if number % 5 == 4:
                 write_snapshot(catalogue, settings.snapshot)

@@ -145,11 +145,13 @@ def test_a_catalogue_that_is_away_for_a_moment_fails_no_pair(place: Settle, monk
     written: list[int] = []
     write = Worker.record
 
-    def recorded(worker: Worker, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow]) -> Any:
+    def recorded(
+        worker: Worker, job: Job, night_id: str, result: MergeResult, rows: Sequence[ScoreRow], seconds: float
+    ) -> Any:
         written.append((worker.store.merge(job.recipe.merge_id) / "result.json").stat().st_mtime_ns)
         if away:
             raise away.pop()
-        return write(worker, job, night_id, result, rows)
+        return write(worker, job, night_id, result, rows, seconds)
 
     monkeypatch.setattr(Worker, "record", recorded)
     monkeypatch.setattr(complete_pair, "retry_delay_seconds", 0)

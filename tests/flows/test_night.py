@@ -23,6 +23,8 @@ def test_a_night_merges_every_pair_with_every_method(night: tuple[Place, Report]
         assert len(json.loads((folder / "scores.json").read_text())) == 3
     _, rows = ask(there.folder / "catalog.duckdb", "SELECT count(*) FROM merges WHERE status = 'done'")
     assert rows == [(8,)]
+    _, rows = ask(there.folder / "catalog.duckdb", "SELECT count(*) FROM merges WHERE pair_seconds > seconds")
+    assert rows == [(8,)], "pictures and scores take their time"
 
 
 def test_every_bad_adapter_is_refused_with_its_code(night: tuple[Place, Report], world: Path) -> None:

@@ -257,8 +257,10 @@ def test_several_workers_share_a_short_night() -> None:
     jobs = _planned(_settings()).jobs
     assert [len(batch) for batch in packed(jobs, 50, {}, 2)] == [1] * len(jobs)
     assert [len(batch) for batch in packed(jobs, 50, {"ziplora-joint": 10.0}, 2)] == [len(jobs)], (
-        "three minutes at least"
+        "less than a minute is not worth a second process"
     )
+    assert [len(batch) for batch in packed(jobs, 50, {"ziplora-joint": 60.0}, 2)] == [2, 2], "one share for each"
+    assert [len(batch) for batch in packed(jobs, 50, {"ziplora-joint": 200.0}, 2)] == [1] * len(jobs), "and two"
 
 
 def test_shares_are_even_whatever_the_number_of_pairs() -> None:
@@ -266,3 +268,6 @@ def test_shares_are_even_whatever_the_number_of_pairs() -> None:
     methods = [{"method": "ziplora"}, {"method": "direct"}]
     jobs = _planned(_settings(methods=methods), [*crowd, _adapter("style", "neon")]).jobs
     assert [len(batch) for batch in packed(jobs, 50, {}, 2)] == [30, 30, 30, 28]
+    seconds = {"ziplora": 2.0, "direct": 1.0}
+    assert [len(batch) for batch in packed(jobs, 100, seconds, 2)] == [60, 58]
+    assert [len(batch) for batch in packed(jobs, 50, seconds, 2)] == [30, 30, 30, 28], "or one would get two of three"
