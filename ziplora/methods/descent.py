@@ -28,6 +28,8 @@ _CURVE_POINTS = 10
 
 Terms = tuple[Float[Tensor, ""], ...]
 """What an objective is the weighted sum of."""
+Curve = tuple[tuple[float, ...], ...]
+"""Some steps, each with the terms that it saw."""
 Objective = Callable[[Student, Sequence[Calibrated], Rows], Terms]
 
 
@@ -109,8 +111,8 @@ def descend(
     descent: Descent,
     objective: Objective,
     weights: Sequence[float],
-) -> tuple[Coefficients, tuple[tuple[float, ...], ...]]:
-    """The coefficients after all steps of Adam, and (step, terms) of some; raises Failure when they are none."""
+) -> tuple[Coefficients, Curve]:
+    """The coefficients after all steps of Adam, and what it saw on the way; raises Failure when they are none."""
     student, device, room = Student(problem, descent.start), problem.backbone.device, problem.backbone.room
     optimiser = torch.optim.Adam([student.flat], lr=descent.learning_rate)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, descent.share_at)

@@ -15,7 +15,7 @@ from ziplora.pair import DIRECT, Coefficients
 from ziplora.recipe import Losses
 
 from . import ziplora_lsq
-from .descent import Descent, descend, squared_error
+from .descent import Curve, Descent, descend, squared_error
 from .solution import Problem, Solution, is_number, refuse_strangers, relative_errors, require, unheard
 from .student import Rows, Student
 
@@ -53,6 +53,12 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
     """The coefficients after all steps of Adam, or a failure that says why there are none."""
     refuse_strangers(problem.pair)
     first = relative_errors(problem, DIRECT)
+    coefficients, curve = fit(problem, parameters)
+    return Solution(coefficients, Losses(*first, *relative_errors(problem, coefficients), curve=curve))
+
+
+def fit(problem: Problem, parameters: Parameters) -> tuple[Coefficients, Curve]:
+    """The coefficients and the terms on the way, without the errors before and after."""
     descent = Descent(
         parameters.steps,
         parameters.learning_rate,
@@ -60,14 +66,13 @@ def solve(problem: Problem, parameters: Parameters) -> Solution:
         _start(problem, parameters),
         _STARTS[parameters.start],
     )
-    coefficients, curve = descend(
+    return descend(
         problem,
         problem.calibrations,
         descent,
         lambda student, shown, rows: objective(student, shown, rows, parameters),
         (1.0, 1.0, parameters.third_term_weight),
     )
-    return Solution(coefficients, Losses(*first, *relative_errors(problem, coefficients), curve=curve))
 
 
 def _start(problem: Problem, parameters: Parameters) -> Coefficients:
