@@ -60,8 +60,8 @@ def variants(steps: int) -> tuple[Variant, ...]:
     return (
         Variant("direct", "direct", {}, True),
         Variant("np-lora", "np-lora", {}, True),
-        Variant("ziplora-lsq, 1 pass", "ziplora-lsq", {"passes": 1}, True),
         Variant("ziplora-lsq", "ziplora-lsq", {}, True),
+        Variant("ziplora-lsq, 2 passes", "ziplora-lsq", {"passes": 2}, True),
         Variant(f"ziplora from lsq, {_WARM_STEPS} steps", "ziplora", {"start": "lsq", "steps": _WARM_STEPS}, True),
         Variant(f"ziplora, {steps} steps", "ziplora", {"steps": steps}, False),
         Variant(f"ziplora-joint, {4 * steps} steps", "ziplora-joint", {"steps": 4 * steps}, False),

@@ -117,8 +117,8 @@ def costs_of(report: catalogue.Report, variant: str) -> list[catalogue.Cost]:
 @pytest.mark.parametrize(
     "variant",
     [
-        "ziplora-lsq, 1 pass",
         "ziplora-lsq",
+        "ziplora-lsq, 2 passes",
         "ziplora from lsq, 20 steps",
         pytest.param(
             f"ziplora, {STEPS} steps",

@@ -136,7 +136,7 @@ def test_the_learning_rate_trap_is_a_failed_merge(problem: Problem) -> None:
 
 
 def test_a_warm_start_goes_on_from_the_least_squares(problem: Problem) -> None:
-    start = ziplora_lsq.solve(problem, ziplora_lsq.Parameters())
+    start = ziplora_lsq.solve(problem, ziplora_lsq.Parameters(passes=2))
     found = solve(problem, Parameters(steps=20, start="lsq"))
     assert start.losses is not None
     assert found.losses is not None
