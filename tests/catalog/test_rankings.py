@@ -116,6 +116,7 @@ def test_an_upgrade_ranks_what_was_scored_before(
             connection.execute(text(f"DROP TABLE {name}"))
         connection.execute(text("DROP INDEX merges_by_finish"))
         connection.execute(text("ALTER TABLE publications DROP COLUMN folder"))
+        connection.execute(text("ALTER TABLE merges DROP COLUMN pair_seconds"))
         connection.execute(text("UPDATE catalogue_version SET version_num = :version"), {"version": version})
     schema.open_catalogue(url, migrate=True).dispose()
     for table, before in zip((schema.Summary, schema.Ranking), written, strict=True):
