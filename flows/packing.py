@@ -23,13 +23,15 @@ def packed(jobs: Sequence[Job], most: int, seconds: Mapping[str, float], workers
     pairs = [tuple(pair) for _, pair in groupby(jobs, key=lambda job: (job.subject.sha256, job.style.sha256))]
     costs = [sum(seconds.get(job.recipe.method, usual) for job in pair) for pair in pairs]
     longest = _MOST_SECONDS if seconds else math.inf
-    budget = sum(costs) / _number(len(jobs) / most, sum(costs) if seconds else None, workers)
+    left = sum(costs)
+    number = _number(len(jobs) / most, left if seconds else None, workers)
     batch: list[Job] = []
     took = 0.0
     for pair, cost in zip(pairs, costs, strict=True):
         is_full = len(batch) + len(pair) > most or took + cost > longest
-        if batch and (is_full or took + cost / 2 > budget):  # shares are even, or one more batch makes others wait
+        if batch and (is_full or took + cost / 2 > left / number):  # shares are even, and none is left over
             yield tuple(batch)
+            left, number = left - took, max(number - 1, 1)
             batch, took = [], 0.0
         batch += pair
         took += cost

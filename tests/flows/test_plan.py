@@ -271,3 +271,5 @@ def test_shares_are_even_whatever_the_number_of_pairs() -> None:
     seconds = {"ziplora": 2.0, "direct": 1.0}
     assert [len(batch) for batch in packed(jobs, 100, seconds, 2)] == [60, 58]
     assert [len(batch) for batch in packed(jobs, 50, seconds, 2)] == [30, 30, 30, 28], "or one would get two of three"
+    for took in range(100):  # half of the pairs is half a pair, on either side of which a sum may lie
+        assert len(list(packed(jobs, 100, {"ziplora": 1 + took / 30, "direct": 0.7}, 2))) == 2
