@@ -16,7 +16,7 @@ def demo(
     """A whole night on the bundled tiny world: on the CPU, offline, in minutes; ends with a gallery to open."""
     from flows.demo import write_config
 
-    _night(write_config(out), as_json, ())
+    _night(write_config(out), as_json)
 
 
 def check(config: Config, as_json: AsJson = False) -> None:
@@ -92,10 +92,10 @@ def plan(config: Config, as_json: AsJson = False) -> None:
 
 def run(config: Config, as_json: AsJson = False) -> None:
     """One night in this process; a Prefect server shows it when PREFECT_API_URL names one."""
-    _night(config, as_json, ())
+    _night(config, as_json)
 
 
-def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -> None:
+def _night(config: Path, as_json: bool) -> None:
     from flows.check import problems_of
 
     problems = problems_of(config)
@@ -104,8 +104,10 @@ def _night(config: Path, as_json: bool, requests: tuple[tuple[str, str], ...]) -
     from catalog.hub_errors import UNANSWERED
     from flows import show
     from flows.nightly import nightly
+    from flows.progress import tell
 
     with show.progress_bars():
+        tell("starting Prefect", 0, 0)  # where no server is named, one in this process: its first start takes a while
         report = nightly(str(config.absolute()))
     if as_json:
         show.print_json(report)

@@ -101,6 +101,18 @@ def test_an_interruption_loses_nothing(place: Settle, ziplora: Ziplora) -> None:
     assert (planned["merges"], planned["finished"]) == ([], 4)
 
 
+def test_nobody_waits_for_prefect_without_a_word(place: Settle, ziplora: Ziplora) -> None:
+    heard: list[str] = []
+
+    def stop(what: str, _done: int, _total: int) -> None:
+        heard.append(what)
+        raise KeyboardInterrupt
+
+    with watched(stop):
+        assert ziplora("run", place(**ONE_PAIR).config).code == 130
+    assert heard == ["starting Prefect"]
+
+
 def test_an_interrupted_command_says_so(place: Settle, ziplora: Ziplora, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_arguments: Any) -> None:
         raise KeyboardInterrupt
