@@ -19,11 +19,13 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from ziplora.adapter import read
-from ziplora.calibration import Calibrated, calibrate
+from ziplora.backbone import Sdxl
+from ziplora.calibration import Calibrated, calibrate, repeated
 from ziplora.merge import merge, read_coefficients
 from ziplora.methods import METHODS, read_parameters, ziplora, ziplora_lsq
 from ziplora.methods.solution import Problem, relative_errors, unheard
@@ -98,6 +100,8 @@ class Straightforward:
     """Mean over the merged pairs, encoded pictures and prompts being there."""
     file_bytes: float
     """Of the dense changes, in single precision."""
+    base_seconds: float
+    """What nobody's steps can do without: passes of the base alone over what each shows, forward and back."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,20 @@ def _fit_seconds(problem: Problem, variant: Variant) -> float:
     return time.process_time() - started
 
 
+def _base_seconds(backbone: Sdxl, sides: Sequence[Calibrated], steps: int) -> float:
+    """The way back ends at the first attention layer: nothing before it is learned."""
+    first = next(module for name, module in backbone.pipeline.unet.named_modules() if name.endswith("to_q"))
+    learned = torch.zeros((), requires_grad=True)
+    shown = slice(ziplora.Parameters.samples_per_step)
+    noisy, timesteps = (torch.cat([getattr(side, name)[shown] for side in sides]) for name in ("noisy", "timesteps"))
+    condition = repeated(sides[0].condition, len(noisy), backbone.device)
+    with first.register_forward_hook(lambda _module, _inputs, outputs: outputs + learned):
+        started = time.process_time()
+        for _ in range(steps):
+            torch.autograd.grad(backbone.predict(noisy, timesteps, condition).sum(), learned)
+        return time.process_time() - started
+
+
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
@@ -206,7 +224,9 @@ class Catalogue:
             dense.save(path)
             seconds.append(time.process_time() - started)
             file_bytes.append(path.stat().st_size)
-        return Straightforward(len(self.sampled), mean(seconds), mean(file_bytes))
+        return Straightforward(
+            len(self.sampled), mean(seconds), mean(file_bytes), _base_seconds(world.backbone, sides, steps)
+        )
 
     def objectives(self, compared: Sequence[Variant]) -> list[Objective]:
         """The sample's finished merges on calibrations of another seed, against the direct merge."""
@@ -273,6 +293,8 @@ def tables(report: Report) -> tuple[Table, Table]:
         )
     of_any_size = [f"{plain.seconds:.2f}" for _ in costs]
     rows.append(["straightforward", *of_any_size, f"{plain.merged}", "1.0", f"{plain.file_bytes:,.0f}", "1.0"])
+    of_any_size = [f"{plain.base_seconds:.2f}" for _ in costs]
+    rows.append(["passes of the base alone", *of_any_size, "", f"{plain.seconds / plain.base_seconds:.1f}", "", ""])
     columns = [f"pairs: {cost.pairs}" for cost in costs]
     columns += ["merged of the last", "times faster", "bytes a pair", "times smaller"]
     growth = _table(
