@@ -9,9 +9,12 @@ from flows.plan import Job
 
 _SHARES = 2
 """Batches for each of several workers, so that they end at about the same time. Each stands still between two."""
-_SHARE_SECONDS, _LEAST_SECONDS, _MOST_SECONDS = 180.0, 30.0, 1800.0
-"""A second share is worth a worker's standing still, a batch the start of its process; and a worker that ends before
-another one does not wait for long."""
+_SHARE_SECONDS = 180.0
+"""A second share is at least so long, or not worth standing still for."""
+_LEAST_SECONDS = 30.0
+"""Any batch, or it is not worth the start of a process."""
+_MOST_SECONDS = 1800.0
+"""At most, so that a worker that ends before another one does not wait for long."""
 
 
 def packed(jobs: Sequence[Job], most: int, seconds: Mapping[str, float], workers: int) -> Iterator[tuple[Job, ...]]:
