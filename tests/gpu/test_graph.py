@@ -23,7 +23,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def on_cpu() -> Problem:
-    """In double precision, where Adam's first steps go the same way on every device."""
+    """In double precision: in single, Adam's first steps go another way on every device."""
+    torch.manual_seed(0)
     backbone = BareUnet(REDUCED, torch.device("cpu"), torch.float64)
     pair = Pair(*(random_adapter(backbone, 4, seed) for seed in (1, 2)))
     subject, style = (
@@ -69,19 +70,25 @@ def learned(problem: Problem) -> torch.Tensor:
 def test_a_gpu_learns_what_the_cpu_learns(
     thrift: Thrift, on_gpu: Problem, wanted: torch.Tensor, launched: list[torch.cuda.CUDAGraph]
 ) -> None:
+    """To a thousandth of the way: diffusers embeds timesteps by sines of single precision, which devices round apart,
+    and where a gradient is all but nothing Adam makes much of it.
+    """
     on_gpu.backbone.room.trained = Ways(torch.device("cuda"), [thrift])
-    torch.testing.assert_close(learned(on_gpu), wanted, rtol=0, atol=1e-6)
-    steps = _STEPS - 1 if thrift is Thrift.NONE else 0
-    assert len(launched) == steps
-    assert len(set(launched)) == min(steps, 1)
+    assert (learned(on_gpu) - wanted).norm() < 1e-3 * (wanted - 1).norm()
+    assert len(launched) == _STEPS - 1
+    assert len(set(launched)) == 1
 
 
-def test_where_a_graph_does_not_fit_it_goes_on_without(
-    on_gpu: Problem, wanted: torch.Tensor, launched: list[torch.cuda.CUDAGraph], monkeypatch: pytest.MonkeyPatch
+def test_where_a_graph_does_not_fit_it_goes_on_without_and_learns_the_same(
+    on_gpu: Problem, launched: list[torch.cuda.CUDAGraph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    by_graph = learned(on_gpu)
+    assert launched
+    launched.clear()
+
     def too_large(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.cuda, "graph", too_large)
-    torch.testing.assert_close(learned(on_gpu), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(learned(on_gpu), by_graph, rtol=0, atol=1e-9)
     assert not launched

@@ -1,8 +1,7 @@
 """How coefficients are learned by gradient steps: what the methods share that do.
 
-The targets are cached predictions. On a CUDA device with room for all that a step keeps, every step after the first is
-one graph, whose thousands of small kernels are launched at once: from Python, one by one, they take longer to launch
-than to run.
+The targets are cached predictions. On a CUDA device every step after the first is one graph, whose thousands of small
+kernels are launched at once: from Python, one by one, they take longer to launch than to run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -136,8 +135,8 @@ def descend(
         take: Callable[[Rows], Terms] = look_somehow
         for step in range(steps):
             rows = [schedule[step] for schedule in schedules]
-            if step == 1 and device.type == "cuda" and room.trained.chosen is Thrift.NONE:
-                take = _graph_or(take, partial(look, thrift=Thrift.NONE), rows)
+            if step == 1 and device.type == "cuda":
+                take = _graph_or(take, partial(look, thrift=room.trained.chosen), rows)
             terms = take(rows)
             optimiser.step()
             rate.step()
