@@ -36,13 +36,17 @@ TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
         {"third_term": "cosine", "third_term_weight": 0.01, "balanced": True, "start": "ones", "steps": 100},
         {"third_term": "cosine", "third_term_weight": 0.0, "balanced": True, "start": "lsq", "steps": 20},
     ),
-    "ziplora-joint": ({"steps": 400, "learning_rate": 0.03},),
+    "ziplora-joint": (
+        {"steps": 200, "learning_rate": 0.06},
+        {"steps": 400, "learning_rate": 0.03},
+        {"steps": 100, "learning_rate": 0.1},
+    ),
     "ziplora-lsq": ({"ridge": 0.01, "passes": 1}, {"ridge": 0.01, "passes": 2}, {"ridge": 1.0, "passes": 1}),
     "np-lora": ({"mu": 0.5}, {"mu": 0.1}, {"mu": 4.0}),
     "ties": ({"density": 0.2}, {"density": 0.5}),
     "dare": ({"density": 0.5},),
 }
-"""What is tried of each method: first the method as it is published, then other settings of it."""
+"""What is tried of each method: first as it is published or, of our own, by default; then other settings of it."""
 
 
 @dataclass(frozen=True)
