@@ -24,9 +24,8 @@ from .student import Rows, Student
 class Parameters:
     """How the coefficients are learned."""
 
-    steps: int = 200
-    """In pictures of the tiny world as good as 400 at half the rate (docs/methods, the tuning half)."""
-    learning_rate: float = 0.06
+    steps: int = 400
+    learning_rate: float = 0.03
     """Of the first step; it falls to nothing along a straight line."""
     samples_per_step: int = 1
     """How many samples of each joint prompt a step sees."""

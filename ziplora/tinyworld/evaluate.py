@@ -46,7 +46,7 @@ TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
     "ties": ({"density": 0.2}, {"density": 0.5}),
     "dare": ({"density": 0.5},),
 }
-"""What is tried of each method: first as it is published or, of our own, by default; then other settings of it."""
+"""What is tried of each method; the first, the published one where there is any, is reported beside the best."""
 
 
 @dataclass(frozen=True)

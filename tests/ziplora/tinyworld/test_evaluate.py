@@ -24,19 +24,11 @@ def test_the_page_shows_the_evaluated_figures() -> None:
     assert (DOCS / "README.md").read_text() == evaluation_page(EVALUATED)
 
 
-def test_the_default_is_the_method_that_won_where_settings_are_chosen() -> None:
-    """At the setting that won there, or at one that came within a hundredth in three quarters of the time at most."""
+def test_the_default_is_the_method_and_the_setting_that_won_where_settings_are_chosen() -> None:
     best = max(EVALUATED["tuning"], key=lambda row: row["harmonic"])
     assert inspect.signature(merge_files).parameters["method"].default == best["method"]
     defaults = complete_parameters(best["method"], {})
-    (default,) = (
-        row
-        for row in EVALUATED["tuning"]
-        if row["method"] == best["method"] and row["parameters"].items() <= defaults.items()
-    )
-    if default != best:
-        assert default["harmonic"] > best["harmonic"] - 0.01
-        assert default["seconds"] <= 0.75 * best["seconds"]
+    assert best["parameters"].items() <= defaults.items()
 
 
 def _outcome(subject: float, style: float) -> Outcome:
