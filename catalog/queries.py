@@ -183,6 +183,12 @@ def seconds_by_method(engine: Engine) -> dict[str, float]:
         return {method: seconds for method, seconds in connection.execute(mean) if seconds is not None}
 
 
+def last_finish(engine: Engine) -> datetime | None:
+    """When the merge was finished that was finished last."""
+    with reading(engine).connect() as connection:
+        return connection.scalar(select(func.max(Merge.finished_at)))
+
+
 def all_settings(engine: Engine) -> list[Mapping[str, Any]]:
     """The settings of every night there was."""
     with reading(engine).connect() as connection:

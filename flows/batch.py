@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun
 from pydantic import BeforeValidator, TypeAdapter, WithJsonSchema
 
 from catalog.hub_errors import UNANSWERED
@@ -27,6 +28,7 @@ from flows.worker import CRASHES, Worker, holds_more
 from ziplora.memory import free_bytes
 
 _MEMORY_SECONDS = 30.0
+_REST_SECONDS = 120.0
 
 
 def compressed(jobs: Sequence[Job]) -> str:
@@ -42,7 +44,17 @@ Jobs = Annotated[tuple[Job, ...], BeforeValidator(_decompressed), WithJsonSchema
 """Jobs, or what `compressed` makes of them."""
 
 
-@flow(name="merge-batch", flow_run_name="batch {number} of {night_id}", log_prints=False)
+def rest(flow: object, flow_run: FlowRun, state: object) -> None:
+    """Let a machine whose batch has failed rest: what no pair is to blame for would fail the next batch here as well.
+
+    The worker takes no other batch before this process ends, while the night gives this one's merges to others.
+    """
+    if flow_run.deployment_id is not None:  # or it is the night's own process
+        get_run_logger().warning("This machine takes no batch for %.0f s.", _REST_SECONDS)
+        time.sleep(_REST_SECONDS)
+
+
+@flow(name="merge-batch", flow_run_name="batch {number} of {night_id}", log_prints=False, on_failure=[rest])
 def merge_batch(
     settings: Settings, base: Base, night_id: str, number: int, jobs: Jobs, until: datetime
 ) -> list[Outcome]:

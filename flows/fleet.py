@@ -32,7 +32,14 @@ from prefect.states import Cancelling
 from catalog import facts, record
 from catalog.errors import CatalogueError
 from catalog.facts import Reason
-from catalog.queries import blocked_merge_ids, failures_of, nights_cut_off, running_merge_ids, seconds_by_method
+from catalog.queries import (
+    blocked_merge_ids,
+    failures_of,
+    last_finish,
+    nights_cut_off,
+    running_merge_ids,
+    seconds_by_method,
+)
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
 from flows.batch import compressed, merge_batch, undone
@@ -50,7 +57,7 @@ _LOOK_SECONDS = 2.0
 _AHEAD = 8
 """So many batches more than there are workers are on the server: enough for all that end between two looks."""
 _TRIES = 3
-"""A batch that ends so often without anything settled is lost."""
+"""A batch that ends so often, while nobody settles anything, is lost."""
 _LAST_LINES = 5
 _MOST_CUT_OFF = 20
 
@@ -71,11 +78,13 @@ class Night:
 
 @dataclass(frozen=True)
 class Batch:
-    """Merges for one worker, and how often they came back with nothing settled."""
+    """Merges for one worker, and how often they came back while nobody had settled anything."""
 
     number: int
     jobs: tuple[Job, ...]
     idle: int = 0
+    last_finish: datetime | None = None
+    """Of any merge, when this batch was made."""
 
 
 def merge_all(night: Night, settings: Settings, jobs: Sequence[Job]) -> list[tuple[str, Reason]]:
@@ -84,7 +93,8 @@ def merge_all(night: Night, settings: Settings, jobs: Sequence[Job]) -> list[tup
         return []
     night = replace(night, settings=settings)
     parts = packed(jobs, settings.limits.batch, seconds_by_method(night.catalogue), _workers(night))
-    batches = [Batch(next(night.numbers), part) for part in parts]
+    finish = last_finish(night.catalogue)
+    batches = [Batch(next(night.numbers), part, last_finish=finish) for part in parts]
     show = progress_of("night-merges", f"merges: {len(jobs)}, in batches: {len(batches)}")
     lost = _here(night, batches) if night.workers == "here" else _by_pool(night, batches, show)
     show(1, 1)
@@ -236,12 +246,13 @@ def _rest(night: Night, batch: Batch, ended: str) -> Batch | Reason | None:
     rest = tuple(job for job in rest if job.recipe.merge_id not in settled)
     if not rest or datetime.now(UTC) > night.until:
         return None
-    idle = batch.idle + 1 if len(rest) == len(batch.jobs) else 0
+    finish = last_finish(night.catalogue)
+    idle = batch.idle + 1 if len(rest) == len(batch.jobs) and finish == batch.last_finish else 0
     if idle == _TRIES:
         return Reason("BATCH_LOST", f"Batch {batch.number} ended: {ended}.", "its rest is done the next night.")
     number = next(night.numbers)
     get_run_logger().warning("Batch %d ended: %s. Its rest is batch %d.", batch.number, ended, number)
-    return Batch(number, rest, idle)
+    return Batch(number, rest, idle, finish)
 
 
 def _crashed(night: Night, merge_id: str, how: str, last_lines: str) -> None:

@@ -96,6 +96,14 @@ def test_a_method_takes_what_its_pairs_took_with_pictures_and_scores(catalogue: 
     assert (kept.seconds, kept.pair_seconds) == (2.0, 10.0)
 
 
+def test_the_last_finish_is_that_of_any_merge(catalogue: Engine) -> None:
+    start(catalogue)
+    assert queries.last_finish(catalogue) is None
+    record.record_done(catalogue, merge(DOG, NEON), replace(result(), finished_at=minutes(2)))
+    record.record_done(catalogue, merge(DOG, INK), replace(result(), finished_at=minutes(1)))
+    assert queries.last_finish(catalogue) == minutes(2)
+
+
 def test_the_first_result_of_a_merge_counts(catalogue: Engine) -> None:
     start(catalogue)
     assert record.record_done(catalogue, merge(), result(seconds=3.5))

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class Server:
 
 @contextmanager
 def _running(arguments: Sequence[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / f"{arguments[3]}.log").open("wb") as log:
+    with (folder / f"{arguments[3]}.log").open("ab") as log:
         process = subprocess.Popen(arguments, env=environment, cwd=folder, stdout=log, stderr=log)
         try:
             yield process
@@ -151,3 +152,39 @@ def test_a_deployed_night_is_done_by_workers(world: Path, tmp_path: Path) -> Non
         assert {"robot × neon · direct", "fish × bricks · direct"} <= tasks
         artifacts = {one["key"] for one in server.ask("artifacts/filter", {})}
         assert {"night", "gallery", "batch-1-merges", "batch-1-pictures", "batch-2"} <= artifacts
+
+
+@pytest.mark.slow
+def test_a_machine_that_loads_no_models_leaves_the_work_to_others(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "night"
+    there: Place = settle(folder, world, methods=DIRECT, limits={"batch": 1})
+    broken = folder / "broken" / "diffusers"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    with ExitStack() as stack:
+        server = stack.enter_context(prefect_server(folder))
+        server.ziplora("deploy", "night.yaml")
+
+        def start(*arguments: str, **own: str) -> None:
+            stack.enter_context(_running(arguments, server.environment | own, folder))
+
+        def batches(state: str) -> list[Any]:
+            of_kind = {"flows": {"name": {"any_": ["merge-batch"]}}}
+            in_state = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
+            found: list[Any] = server.ask("flow_runs/filter", of_kind | in_state)
+            return found
+
+        def has_failed() -> bool:
+            return bool(batches("FAILED"))
+
+        sick = [*_PREFECT, "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1", "--name", "sick"]
+        start(*sick, PYTHONPATH=os.pathsep.join([str(broken.parent), *sys.path[1:]]))
+        start(*_ZIPLORA, "worker", "--no-merge", "--orchestrate")
+        with ThreadPoolExecutor(1) as other:
+            night = other.submit(run_night, server, 400)
+            _until(has_failed, 200)
+            start(*_ZIPLORA, "worker")
+        assert night.result()["state_type"] == "COMPLETED", night.result()["state"]
+        (failed,) = batches("FAILED")
+        assert "libcudart" in failed["state"]["message"]
+    assert len(finished_merge_ids(open_catalogue(there.catalogue))) == 4

@@ -10,19 +10,23 @@ from pathlib import Path
 from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from httpx import ConnectError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from sqlalchemy import select
 
 from catalog import record
 from catalog.errors import CatalogueError
+from catalog.facts import Reason
 from catalog.queries import blocked_merge_ids, failures_of, finished_merge_ids, running_merge_ids
 from catalog.schema import Catalogue, Merge, open_catalogue
 from catalog.snapshot import ask
+from flows import batch as batch_flow
 from flows import fleet
 from flows.nightly import nightly
 from flows.plan import Job
@@ -37,6 +41,7 @@ from .conftest import Settle, Ziplora
 from .world import DIRECT, Place
 
 _MERGE = Worker.merge
+_NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def _merge(catalogue: Catalogue, merge_id: str) -> Merge:
@@ -303,6 +308,38 @@ def test_batches_that_wait_when_the_night_is_over_are_not_begun(monkeypatch: pyt
     monkeypatch.setattr(fleet, "start_batch", pytest.fail)
     night: Any = SimpleNamespace(until=datetime.now(UTC) - timedelta(seconds=1))
     assert fleet._by_pool(night, [fleet.Batch(0, ())], lambda *_: None) == []  # noqa: SLF001
+
+
+def test_a_batch_is_lost_when_it_fails_again_and_again_and_nobody_settles_anything(
+    place: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = place(methods=DIRECT)
+    finishes = [_NOON, _NOON, _NOON, _NOON + timedelta(seconds=1), *[_NOON + timedelta(seconds=2)] * 4]
+    jobs: Any = (SimpleNamespace(recipe=SimpleNamespace(merge_id="one")),)
+    monkeypatch.setattr(fleet, "last_finish", lambda _: finishes.pop(0))
+    monkeypatch.setattr(fleet, "undone", lambda *_: jobs)
+    monkeypatch.setattr(fleet, "get_run_logger", lambda: logging.getLogger("a night"))
+    catalogue: Any = open_catalogue(there.catalogue, migrate=True)
+    until = datetime.now(UTC) + timedelta(hours=1)
+    night = fleet.Night("a night", None, None, catalogue, "pool", until, None)  # type: ignore[arg-type]
+    batch: Any = fleet.Batch(0, jobs)
+    tries = 0
+    while isinstance(batch, fleet.Batch):
+        batch = fleet._rest(night, batch, "Failed")  # noqa: SLF001
+        tries += 1
+    assert batch == Reason("BATCH_LOST", "Batch 7 ended: Failed.", "its rest is done the next night.")
+    assert (tries, finishes) == (8, []), "twice others had settled something meanwhile"
+
+
+@pytest.mark.parametrize(("deployment", "seconds"), [(uuid4(), [120.0]), (None, [])])
+def test_a_machine_rests_when_its_batch_has_failed(
+    deployment: UUID | None, seconds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(batch_flow, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(batch_flow, "get_run_logger", lambda: logging.getLogger("a batch"))
+    batch_flow.rest(None, FlowRun(flow_id=uuid4(), deployment_id=deployment), None)
+    assert slept == seconds
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("process", 2), ("kubernetes", 7)])
