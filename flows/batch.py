@@ -71,7 +71,10 @@ def merge_batch(
     with ends_when_silent(settings.limits.silent_seconds), ThreadPoolExecutor(1) as ahead:
         if left:
             tell("loading the models", 0, 0)
+            get_run_logger().info("%d merges are to do; the models are being loaded.", len(left))
+            began = time.monotonic()
             worker.load()
+            get_run_logger().info("The models are loaded, in %.0f s.", time.monotonic() - began)
         for done, job in enumerate(left):
             if datetime.now(UTC) > until:
                 get_run_logger().warning("limits.seconds are over: %d merges are left.", len(left) - done)
