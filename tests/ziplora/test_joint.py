@@ -118,7 +118,7 @@ def test_a_merge_that_went_nowhere_is_a_failure(problem: Problem) -> None:
     with pytest.raises(Failure, match=r"no coefficient moved by more than 7\.5e-05") as caught:
         solve(problem, Parameters(steps=2, learning_rate=5e-5))
     assert caught.value.code == "MERGE_UNMOVED"
-    assert "use 0.03" in caught.value.next_step
+    assert "use 0.06" in caught.value.next_step
 
 
 @pytest.mark.parametrize("given", [{"steps": 0}, {"samples_per_step": 0}, {"learning_rate": 0.0}])

@@ -32,7 +32,10 @@ class Parameters:
     steps: int = 100
     learning_rate: float = 0.01
     third_term: str = "cosine"
-    """How a layer's |m_c · m_s| is read: `literal` as printed, its `mean` over columns, or the `cosine` of the two."""
+    """How a layer's |m_c · m_s| is read: `literal` as printed, its `mean` over columns, or the `cosine` of the two.
+
+    The last two come out level (docs/methods), but the cosine cannot be lowered by shrinking both vectors.
+    """
     third_term_weight: float = 0.01
     balanced: bool = True
     """Whether each side's loss is divided by what its own adapter changes, so that the stronger drowns no one."""

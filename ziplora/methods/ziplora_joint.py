@@ -24,8 +24,8 @@ from .student import Rows, Student
 class Parameters:
     """How the coefficients are learned."""
 
-    steps: int = 400
-    learning_rate: float = 0.03
+    steps: int = 200
+    learning_rate: float = 0.06
     """Of the first step; it falls to nothing along a straight line."""
     samples_per_step: int = 1
     """How many samples of each joint prompt a step sees."""

@@ -37,8 +37,8 @@ TRIALS: Mapping[str, tuple[Mapping[str, Parameter], ...]] = {
         {"third_term": "cosine", "third_term_weight": 0.0, "balanced": True, "start": "lsq", "steps": 20},
     ),
     "ziplora-joint": (
-        {"steps": 200, "learning_rate": 0.06},
         {"steps": 400, "learning_rate": 0.03},
+        {"steps": 200, "learning_rate": 0.06},
         {"steps": 100, "learning_rate": 0.1},
     ),
     "ziplora-lsq": ({"ridge": 0.01, "passes": 1}, {"ridge": 0.01, "passes": 2}, {"ridge": 1.0, "passes": 1}),
@@ -57,12 +57,11 @@ class Size:
     """Subjects, and styles, of each half."""
     backgrounds: int
     """One joint prompt for each."""
-    tuning_seeds: int
     seeds: int
 
 
-FULL = Size(adapters=4, backgrounds=3, tuning_seeds=2, seeds=8)
-SMOKE = Size(adapters=1, backgrounds=1, tuning_seeds=1, seeds=1)
+FULL = Size(adapters=4, backgrounds=3, seeds=8)
+SMOKE = Size(adapters=1, backgrounds=1, seeds=1)
 
 
 def interval(values: Float[NDArray[np.float64], " pairs"]) -> tuple[float, float]:
@@ -134,7 +133,7 @@ def evaluate(files: Path, work: Path, docs: Path, size: Size) -> dict[str, Any]:
     shown: list[Trial] = []
     docs.mkdir(parents=True, exist_ok=True)
     for method, settings in TRIALS.items():
-        trials = [world.trial(method, given, tuning, size.backgrounds, size.tuning_seeds) for given in settings]
+        trials = [world.trial(method, given, tuning, size.backgrounds, size.seeds) for given in settings]
         best = max(range(len(trials)), key=lambda index: trials[index].harmonic)
         finals = [world.trial(method, settings[i], reported, size.backgrounds, size.seeds) for i in sorted({0, best})]
         if finals[-1].outcomes:

@@ -11,7 +11,6 @@ def evaluation_page(evaluated: Mapping[str, Any]) -> str:
     """The evaluation as a Markdown page of tables."""
     size = evaluated["size"]
     pictures = size["backgrounds"] * size["seeds"]
-    tuning_pictures = size["backgrounds"] * size["tuning_seeds"]
     count = size["adapters"] ** 2
     placed, also = (next(row["placed"] for row in evaluated[half] if "pairs" in row) for half in ("reported", "tuning"))
     prompts = size["backgrounds"]
@@ -19,10 +18,9 @@ def evaluation_page(evaluated: Mapping[str, Any]) -> str:
     return f"""# The methods, measured
 
 Written by `python -m ziplora.tinyworld.evaluate` on the tiny world; every pair by itself is in `evaluated.json` beside
-this page. Settings were chosen on {count} pairs of {size["adapters"]} subjects and {size["adapters"]} styles, with
-{tuning_pictures} pictures of each. What is reported comes from {count} pairs of the other subjects and styles, with
-{pictures} pictures of each from {prompts} joint prompts, on other backgrounds than those of the joint prompts that
-`ziplora-joint` was fitted to.
+this page. Settings were chosen on {count} pairs of {size["adapters"]} subjects and {size["adapters"]} styles; what is
+reported comes from {count} pairs of the other subjects and styles. Of every pair there are {pictures} pictures, of
+{prompts} joint prompts, on other backgrounds than those of the joint prompts that `ziplora-joint` was fitted to.
 
 A *position* says where a score lies between the base alone (0) and one LoRA alone (1): the subject as the subject
 encoder sees it, the style as the style encoder does. The methods are ranked by the harmonic mean of the two positions
