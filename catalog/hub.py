@@ -247,6 +247,11 @@ class Hub:
                 return None
             raise
 
+    def commit_at_hand(self, name: str, file_name: str) -> str:
+        """The newest commit of a repository, or the last one that this file was fetched of while the Hub is away."""
+        with in_plain_words(name, "main", file_name):
+            return Path(hf_hub_download(name, file_name, endpoint=self.endpoint)).parent.name
+
     def is_private(self, name: str, kind: Kind = "model") -> bool:
         """Whether a repository is hidden from strangers."""
         with in_plain_words(name):

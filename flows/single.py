@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.candidate import Unfit
+from catalog.errors import CatalogueError
 from catalog.folder import read_repository
+from catalog.hub import Hub
 from flows.plan import base_named, filled, slot_of
 from flows.progress import tell
 from flows.settings import CalibrationSettings, Problem, Role
@@ -60,6 +62,14 @@ def _opened(path: Path, prompt: str | None, role: Role) -> tuple[Path, str, Refe
     return repository / offer.file_name, called, References(samples, "samples") if samples else None
 
 
+def _commit_of(source: str) -> str | None:
+    """Of a base model of the Hub; None of a folder, and of what cannot be had, which its loading puts into words."""
+    try:
+        return None if Path(source).is_dir() else Hub().commit_at_hand(source, "model_index.json")
+    except CatalogueError:
+        return None
+
+
 def merge_two(
     subject: Path,
     style: Path,
@@ -79,8 +89,9 @@ def merge_two(
         fact = f"By its shapes {subject_file.name} was trained on {family}."
         raise Problem("BASE_UNKNOWN", fact, "name its base model with --base.")
     source = base or world.base
-    named = base_named(source)
-    backbone = load_backbone(source, *device_named("auto"))
+    commit = _commit_of(source)
+    named = base_named(source, commit)
+    backbone = load_backbone(source, *device_named("auto"), commit)
     with tempfile.TemporaryDirectory(prefix="ziplora-") as folder:
         _, result, exported = merge_files(
             subject_file,

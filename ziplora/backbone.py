@@ -1,5 +1,6 @@
 """A base model of the SDXL family: what a merge needs of it, behind a small protocol; the only door to diffusers."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -316,7 +317,9 @@ def load_backbone(source: str | Path, device: str, dtype: str, revision: str | N
     if is_path and not (Path(source) / "model_index.json").is_file():
         _missing(f"There is no base model in {source}: it has no model_index.json", "give the folder of a pipeline.")
     try:
-        found = DiffusionPipeline.load_config(source, revision=revision).get("_class_name")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")  # which diffusers still passes
+            found = DiffusionPipeline.load_config(source, revision=revision).get("_class_name")
         if found != "StableDiffusionXLPipeline":
             _missing(f"{source} is a {found}, not a StableDiffusionXLPipeline", "name a base of the SDXL family.")
         pipeline = StableDiffusionXLPipeline.from_pretrained(

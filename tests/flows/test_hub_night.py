@@ -1,6 +1,10 @@
 """A night whose adapters come from a Hub and whose results go back to it, over the protocol of the real one."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from safetensors import safe_open
 
 from catalog.queries import finished_merge_ids
 from catalog.schema import open_catalogue
@@ -38,6 +43,27 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         for name in _NAMES:
             running.add_folder(f"me/{name}", world / "adapters" / name)
         yield running
+
+
+def test_a_base_of_the_hub_is_named_by_the_commit_that_was_loaded(
+    world: Path, server: HubServer, tmp_path: Path
+) -> None:
+    server.add_folder("me/base", world / "base")
+    pair, out = [world / "adapters" / name for name in ("robot-lora", "bricks-lora")], tmp_path / "merged.safetensors"
+    cli = [sys.executable, "-c", "from flows.cli import main; main()"]
+    command = [*cli, "merge", *map(str, pair), "-o", str(out), "--base", "me/base", "--method", "direct"]
+    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hub")}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "Warning" not in said.stderr
+    with safe_open(out, "pt") as file:
+        recipe = json.loads(file.metadata()["ziplora.recipe"])
+    assert (recipe["base_model"], recipe["base_revision"]) == ("me/base", server.repositories["me/base"].head)
+    server.trouble = always("503")
+    again = subprocess.run(
+        command, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
 
 
 def _commits(server: HubServer) -> list[str]:
