@@ -19,7 +19,7 @@ from catalog.schema import Catalogue
 from flows.artifacts import Outcome, progress_of, show_batch
 from flows.plan import Base, Job
 from flows.progress import ends_when_silent, tell
-from flows.settings import Settings
+from flows.settings import Problem, Settings
 from flows.sharing_worker import worker_for
 from flows.short_list import lacking_pictures
 from flows.tasks import complete_pair
@@ -27,6 +27,8 @@ from flows.trouble import reason_of
 from flows.worker import CRASHES, Worker, holds_more
 from ziplora.memory import free_bytes
 
+STORE_FULL = "STORE_FULL"
+"""The code of a batch that is left for want of room in the store: a limit of the night."""
 _MEMORY_SECONDS = 30.0
 _REST_SECONDS = 120.0
 
@@ -61,8 +63,7 @@ def merge_batch(
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
     store = settings.store_folder
     if holds_more(store, settings.limits.store_bytes):
-        get_run_logger().warning("%s holds more than limits.store_bytes: batch %d is left.", store, number)
-        return []
+        raise Problem(STORE_FULL, f"{store} holds more than limits.store_bytes.", "raise it, or empty the store.", 3)
     wait_for_memory(settings, until)
     worker = worker_for(settings, base)
     left = undone(settings, worker.catalogue, jobs)

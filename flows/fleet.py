@@ -42,7 +42,7 @@ from catalog.queries import (
 )
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
-from flows.batch import compressed, merge_batch, undone
+from flows.batch import STORE_FULL, compressed, merge_batch, undone
 from flows.fresh_snapshot import FreshSnapshot
 from flows.gone import GONE, SILENT
 from flows.packing import packed
@@ -114,11 +114,17 @@ def _workers(night: Night) -> int:
 
 
 def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
-    lost = []
+    lost: list[tuple[str, Reason]] = []
     while batches:
         batch = batches.pop(0)
         began = datetime.now(UTC)
-        merge_batch(night.settings, night.base, night.night_id, batch.number, batch.jobs, night.until)
+        try:
+            merge_batch(night.settings, night.base, night.night_id, batch.number, batch.jobs, night.until)
+        except Problem as problem:
+            if problem.code != STORE_FULL:
+                raise
+            full = Reason(problem.code, problem.fact, problem.next_step)
+            return [*lost, *((f"batch {one.number}", full) for one in (batch, *batches))]
         _record(night, batch, began, datetime.now(UTC), "Completed")
         again = _rest(night, batch, "It ended with merges left.")
         if isinstance(again, Batch):
@@ -131,7 +137,7 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
 
 
 def _by_pool(night: Night, batches: list[Batch], show: Callable[[int, int], None]) -> list[tuple[str, Reason]]:
-    lost = []
+    lost: list[tuple[str, Reason]] = []
     waiting = deque(batches)
     running: dict[UUID, Batch] = {}
     total = sum(len(batch.jobs) for batch in batches)

@@ -71,7 +71,8 @@ class Report:
     """Adapters in all sources; None when the Hub did not say what there is."""
     withheld: str | None
     """Why nothing was published that might have been, as a code."""
-    lost_batches: int
+    lost_batches: Mapping[str, int]
+    """Batches that were given up, by code."""
     seconds: float
     gallery: str
     catalog: str
@@ -192,7 +193,7 @@ def nightly(config: str, requests: tuple[Request, ...] = (), workers: Workers = 
         unpublished=_counted([reason for _, reason in unpublished]),
         offered=None if any(map(is_unanswered, found)) else len(found),
         withheld=withheld[0][1].code if withheld else None,
-        lost_batches=len(lost),
+        lost_batches=_counted([reason for _, reason in lost]),
         seconds=round((datetime.now(UTC) - began).total_seconds(), 1),
         gallery=str(settings.gallery / "index.html"),
         catalog=settings.catalogue,
@@ -267,9 +268,9 @@ def _show(
     show_troubles("failed-merges", "Merges that failed, and why", failed)
     show_troubles("left-out", "Requests, batches and publications that came to nothing, and why", others)
     counts = [("merged", "", report.merged), ("finished before", "", report.finished_before)]
-    for what in ("failed", "refused", "skipped", "unpublished"):
-        counts += [(what, code, count) for code, count in getattr(report, what).items()]
-    for what in ("short_listed", "blocked", "postponed", "published", "lost_batches"):
+    for what in ("failed", "refused", "skipped", "unpublished", "lost_batches"):
+        counts += [(what.replace("_", " "), code, count) for code, count in getattr(report, what).items()]
+    for what in ("short_listed", "blocked", "postponed", "published"):
         counts.append((what.replace("_", " "), "", getattr(report, what)))
     headline = f"{report.merged} merged, {len(failed)} failed, {len(refused)} refused in {report.seconds:.0f} s"
     counts = [one for one in counts if one[2]]

@@ -165,9 +165,9 @@ def print_report(report: "Report") -> None:
     """What a night did."""
     OUT.print()
     OUT.print(f"[bold]{report.merged} merged[/bold] in {_duration(report.seconds)}, {report.finished_before} before")
-    for what in ("failed", "refused", "skipped", "unpublished"):
+    for what in ("failed", "refused", "skipped", "unpublished", "lost_batches"):
         for code, count in getattr(report, what).items():
-            OUT.print(f"{count:>4} {what:<11} {code}", highlight=False)
+            OUT.print(f"{count:>4} {what.replace('_', ' '):<12} {code}", highlight=False)
     for what in ("short_listed", "blocked", "postponed", "published"):
         if getattr(report, what):
             OUT.print(f"{getattr(report, what):>4} {what.replace('_', ' ')}", highlight=False)

@@ -76,7 +76,7 @@ def test_a_merge_that_lacked_memory_is_done_in_the_same_night(place: Settle, mon
     there = place(methods=DIRECT)
     begun = _fails(monkeypatch, 2, Failure("OUT_OF_MEMORY", "The device cpu ran out of memory.", "take another."))
     report = nightly(str(there.config))
-    assert (report.merged, report.failed, report.lost_batches) == (4, {"OUT_OF_MEMORY": 2}, 0)
+    assert (report.merged, report.failed, report.lost_batches) == (4, {"OUT_OF_MEMORY": 2}, {})
     assert begun[:3] == [begun[0]] * 3, "the batch ends at once, and another one begins with what it left"
     assert len(begun) == 6, "what is done is not begun again"
 

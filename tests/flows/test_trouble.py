@@ -68,6 +68,16 @@ def test_what_is_beyond_a_limit_is_left_for_the_next_night(place: Settle, limits
     assert (report.merged, report.failed, report.postponed) == (0, {}, 1)
 
 
+def test_a_store_that_is_full_is_said(place: Settle, ziplora: Ziplora) -> None:
+    there = place(**ONE_PAIR, limits={"store_bytes": 1})
+    (there.folder / "store").mkdir()
+    (there.folder / "store" / "something").write_bytes(b"12345")
+    said = ziplora("run", there.config)
+    assert said.code == 1
+    assert "1 lost batches STORE_FULL" in said.out
+    assert ziplora("run", there.config, "--json").document["lost_batches"] == {"STORE_FULL": 1}
+
+
 def test_licences_that_exclude_each_other_are_skipped_with_a_reason(place: Settle, ziplora: Ziplora) -> None:
     there = place(pairs=ONE_PAIR["pairs"], methods=[{"method": "direct"}])
     for name, licence in (("robot", "cc-by-nc-4.0"), ("neon", "gpl-3.0")):
