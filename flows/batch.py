@@ -7,12 +7,14 @@ from base64 import b85decode, b85encode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
+from httpx import HTTPError
 from prefect import flow, get_run_logger
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from pydantic import BeforeValidator, TypeAdapter, WithJsonSchema
 
+from catalog.errors import CatalogueError
 from catalog.hub_errors import UNANSWERED
 from catalog.queries import finished_merge_ids
 from catalog.schema import Catalogue
@@ -46,12 +48,14 @@ Jobs = Annotated[tuple[Job, ...], BeforeValidator(_decompressed), WithJsonSchema
 """Jobs, or what `compressed` makes of them."""
 
 
-def rest(flow: object, flow_run: FlowRun, state: object) -> None:
+def rest(flow: object, flow_run: FlowRun, state: State[Any]) -> None:
     """Let a machine whose batch has failed rest: what no pair is to blame for would fail the next batch here as well.
 
-    The worker takes no other batch before this process ends, while the night gives this one's merges to others.
+    The worker takes no other batch before this process ends, while the night gives this one's merges to others. Where
+    catalogue or server are away, no machine is better off than this one.
     """
-    if flow_run.deployment_id is not None:  # or it is the night's own process
+    is_shared = isinstance(state.result(raise_on_failure=False), CatalogueError | HTTPError)
+    if flow_run.deployment_id is not None and not is_shared:  # without a deployment, it is the night's own process
         get_run_logger().warning("This machine takes no batch for %.0f s.", _REST_SECONDS)
         time.sleep(_REST_SECONDS)
 

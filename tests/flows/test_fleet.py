@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from httpx import ConnectError
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
@@ -331,14 +332,30 @@ def test_a_batch_is_lost_when_it_fails_again_and_again_and_nobody_settles_anythi
     assert (tries, finishes) == (8, []), "twice others had settled something meanwhile"
 
 
-@pytest.mark.parametrize(("deployment", "seconds"), [(uuid4(), [120.0]), (None, [])])
-def test_a_machine_rests_when_its_batch_has_failed(
-    deployment: UUID | None, seconds: list[float], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("deployment", "error", "seconds"),
+    [
+        (uuid4(), OSError("libcudart.so.12: cannot open shared object file"), [120.0]),
+        (uuid4(), Problem("STORE_FULL", "It holds more.", "raise it.", 3), [120.0]),
+        (uuid4(), CatalogueError("CATALOGUE_UNREACHABLE", "Cannot open it. Is the server up?"), []),
+        (uuid4(), ConnectError("the server is away"), []),
+        (None, OSError("libcudart.so.12: cannot open shared object file"), []),
+    ],
+)
+def test_a_machine_rests_when_its_batch_has_failed_of_what_is_its_own(
+    deployment: UUID | None, error: Exception, seconds: list[float], prefect: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(batch_flow, "time", SimpleNamespace(sleep=slept.append))
     monkeypatch.setattr(batch_flow, "get_run_logger", lambda: logging.getLogger("a batch"))
-    batch_flow.rest(None, FlowRun(flow_id=uuid4(), deployment_id=deployment), None)
+    run = FlowRun(flow_id=uuid4(), deployment_id=deployment)
+
+    @flow(on_failure=[lambda _flow, _run, state: batch_flow.rest(None, run, state)])
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        fails()
     assert slept == seconds
 
 
