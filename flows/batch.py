@@ -29,10 +29,12 @@ from flows.trouble import reason_of
 from flows.worker import CRASHES, Worker, holds_more
 from ziplora.memory import free_bytes
 
-STORE_FULL = "STORE_FULL"
-"""The code of a batch that is left for want of room in the store: a limit of the night."""
 _MEMORY_SECONDS = 30.0
 _REST_SECONDS = 120.0
+
+
+class StoreFull(Problem):
+    """A batch is left for want of room in the store: a limit of the night, which goes on without it."""
 
 
 def compressed(jobs: Sequence[Job]) -> str:
@@ -67,7 +69,9 @@ def merge_batch(
     """Merge, preview, score and record pair after pair on one device, as far as the night's limits reach."""
     store = settings.store_folder
     if holds_more(store, settings.limits.store_bytes):
-        raise Problem(STORE_FULL, f"{store} holds more than limits.store_bytes.", "raise it, or empty the store.", 3)
+        raise StoreFull(
+            "STORE_FULL", f"{store} holds more than limits.store_bytes.", "raise it, or empty the store.", 3
+        )
     wait_for_memory(settings, until)
     worker = worker_for(settings, base)
     left = undone(settings, worker.catalogue, jobs)

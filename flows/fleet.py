@@ -42,7 +42,7 @@ from catalog.queries import (
 )
 from catalog.schema import Catalogue
 from flows.artifacts import progress_of
-from flows.batch import STORE_FULL, compressed, merge_batch, undone
+from flows.batch import StoreFull, compressed, merge_batch, undone
 from flows.fresh_snapshot import FreshSnapshot
 from flows.gone import GONE, SILENT
 from flows.packing import packed
@@ -120,11 +120,9 @@ def _here(night: Night, batches: list[Batch]) -> list[tuple[str, Reason]]:
         began = datetime.now(UTC)
         try:
             merge_batch(night.settings, night.base, night.night_id, batch.number, batch.jobs, night.until)
-        except Problem as problem:
-            if problem.code != STORE_FULL:
-                raise
-            full = Reason(problem.code, problem.fact, problem.next_step)
-            return [*lost, *((f"batch {one.number}", full) for one in (batch, *batches))]
+        except StoreFull as full:
+            reason = Reason(full.code, full.fact, full.next_step)
+            return [*lost, *((f"batch {one.number}", reason) for one in (batch, *batches))]
         _record(night, batch, began, datetime.now(UTC), "Completed")
         again = _rest(night, batch, "It ended with merges left.")
         if isinstance(again, Batch):

@@ -4,7 +4,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from tests.catalog.hub_contents import TOKEN, HubServer
 from tests.catalog.hub_server import serving
 
-from .world import DIRECT, Place, settle
+from .world import CLI, DIRECT, Place, settle
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +83,7 @@ def test_the_token_is_nowhere_after_a_night_with_faults(server: HubServer, world
     there = _place(tmp_path, world)
     server.swallow_commit_answers = 1
     server.failing = {"/datasets/": 500}
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", str(there.config), "--json"]
+    command = [*CLI, "run", str(there.config), "--json"]
     seen: set[str] = set()
     with (tmp_path / "out.txt").open("w") as out, (tmp_path / "err.txt").open("w") as err:
         night = subprocess.Popen(

@@ -19,10 +19,9 @@ import pytest
 from catalog.queries import finished_merge_ids, pictures_seen
 from catalog.schema import open_catalogue
 
-from .world import DIRECT, MORE_PICTURES, Place, settle
+from .world import CLI, DIRECT, MORE_PICTURES, Place, settle
 
 _PREFECT = [sys.executable, "-m", "prefect"]
-_ZIPLORA = [sys.executable, "-c", "from flows.cli import main; main()"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Server:
 
     def ziplora(self, *arguments: str) -> Any:
         """What a command says with --json."""
-        command = [*_ZIPLORA, *arguments, "--json"]
+        command = [*CLI, *arguments, "--json"]
         folder = self.environment["PWD"]
         done = subprocess.run(command, env=self.environment, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
@@ -111,7 +110,7 @@ def deployed(folder: Path) -> Iterator[Server]:
     with ExitStack() as stack:
         server = stack.enter_context(prefect_server(folder))
         assert {one["was_there"] for one in server.ziplora("deploy", "night.yaml")} == {False}
-        stack.enter_context(_running([*_ZIPLORA, "worker", "--orchestrate"], server.environment, folder))
+        stack.enter_context(_running([*CLI, "worker", "--orchestrate"], server.environment, folder))
         yield server
 
 
@@ -168,23 +167,18 @@ def test_a_machine_that_loads_no_models_leaves_the_work_to_others(world: Path, t
         def start(*arguments: str, **own: str) -> None:
             stack.enter_context(_running(arguments, server.environment | own, folder))
 
-        def batches(state: str) -> list[Any]:
+        def failed_batches() -> Any:
             of_kind = {"flows": {"name": {"any_": ["merge-batch"]}}}
-            in_state = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
-            found: list[Any] = server.ask("flow_runs/filter", of_kind | in_state)
-            return found
-
-        def has_failed() -> bool:
-            return bool(batches("FAILED"))
+            return server.ask("flow_runs/filter", of_kind | {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
 
         sick = [*_PREFECT, "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1", "--name", "sick"]
         start(*sick, PYTHONPATH=os.pathsep.join([str(broken.parent), *sys.path[1:]]))
-        start(*_ZIPLORA, "worker", "--no-merge", "--orchestrate")
+        start(*CLI, "worker", "--no-merge", "--orchestrate")
         with ThreadPoolExecutor(1) as other:
             night = other.submit(run_night, server, 400)
-            _until(has_failed, 200)
-            start(*_ZIPLORA, "worker")
+            _until(failed_batches, 200)
+            start(*CLI, "worker")
         assert night.result()["state_type"] == "COMPLETED", night.result()["state"]
-        (failed,) = batches("FAILED")
+        (failed,) = failed_batches()
         assert "libcudart" in failed["state"]["message"]
     assert len(finished_merge_ids(open_catalogue(there.catalogue))) == 4

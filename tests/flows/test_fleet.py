@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from threading import Semaphore
 from types import SimpleNamespace
@@ -312,17 +313,20 @@ def test_batches_that_wait_when_the_night_is_over_are_not_begun(monkeypatch: pyt
 
 
 def test_a_batch_is_lost_when_it_fails_again_and_again_and_nobody_settles_anything(
-    place: Settle, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = place(methods=DIRECT)
     finishes = [_NOON, _NOON, _NOON, _NOON + timedelta(seconds=1), *[_NOON + timedelta(seconds=2)] * 4]
     jobs: Any = (SimpleNamespace(recipe=SimpleNamespace(merge_id="one")),)
     monkeypatch.setattr(fleet, "last_finish", lambda _: finishes.pop(0))
     monkeypatch.setattr(fleet, "undone", lambda *_: jobs)
     monkeypatch.setattr(fleet, "get_run_logger", lambda: logging.getLogger("a night"))
-    catalogue: Any = open_catalogue(there.catalogue, migrate=True)
-    until = datetime.now(UTC) + timedelta(hours=1)
-    night = fleet.Night("a night", None, None, catalogue, "pool", until, None)  # type: ignore[arg-type]
+    night: Any = SimpleNamespace(
+        night_id="a night",
+        settings=None,
+        catalogue=open_catalogue(f"sqlite:///{tmp_path / 'catalog.sqlite'}", migrate=True),
+        until=datetime.now(UTC) + timedelta(hours=1),
+        numbers=count(1),
+    )
     batch: Any = fleet.Batch(0, jobs)
     tries = 0
     while isinstance(batch, fleet.Batch):

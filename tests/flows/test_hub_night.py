@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from tests.catalog.hub_contents import TOKEN, HubServer, always, nothing_wrong
 from tests.catalog.hub_server import serving
 
 from .conftest import Settle, Ziplora
-from .world import DIRECT, Place
+from .world import CLI, DIRECT, Place
 
 _NAMES = ("robot-lora", "fish-lora", "neon-lora", "bricks-lora")
 _BEFORE = {f"me/{name}" for name in _NAMES}
@@ -50,19 +49,20 @@ def test_a_base_of_the_hub_is_named_by_the_commit_that_was_loaded(
 ) -> None:
     server.add_folder("me/base", world / "base")
     pair, out = [world / "adapters" / name for name in ("robot-lora", "bricks-lora")], tmp_path / "merged.safetensors"
-    cli = [sys.executable, "-c", "from flows.cli import main; main()"]
-    command = [*cli, "merge", *map(str, pair), "-o", str(out), "--base", "me/base", "--method", "direct"]
-    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hub")}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [*CLI, "merge", *map(str, pair), "-o", str(out), "--base", "me/base", "--method", "direct"]
+
+    def merged(**own: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hub"), **own}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    said = merged()
     assert said.returncode == 0, said.stderr
     assert "Warning" not in said.stderr
     with safe_open(out, "pt") as file:
         recipe = json.loads(file.metadata()["ziplora.recipe"])
     assert (recipe["base_model"], recipe["base_revision"]) == ("me/base", server.repositories["me/base"].head)
     server.trouble = always("503")
-    again = subprocess.run(
-        command, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
-    )
+    again = merged(HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
 
 

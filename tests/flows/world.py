@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def build_world(folder: Path) -> Path:
     return folder
 
 
+CLI = (sys.executable, "-c", "from flows.cli import main; main()")
+"""The command line as a process of its own; arguments follow."""
 SETTINGS: Mapping[str, Any] = {
     "base_model": {"id": "base"},
     "sources": [
